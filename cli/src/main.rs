@@ -1,0 +1,3 @@
+//! `mashines`.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! What should be: REST API, scheduler, lifecycle and migration sagas.

@@ -1,0 +1,3 @@
+//! `mashinesd`.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! What is true: records, ids, the store, the change stream, replicas.

@@ -1,0 +1,1 @@
+//! Every public door: SSH (lobby, machines, jump), shared IPv4 ports.

@@ -1,0 +1,1 @@
+//! Inside the machine: init and agent.

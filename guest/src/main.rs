@@ -1,0 +1,3 @@
+//! `mashines-guest`.
+
+fn main() {}

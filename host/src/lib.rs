@@ -1,0 +1,1 @@
+//! One host's work: starts monitors, volumes, images.

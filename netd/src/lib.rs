@@ -1,0 +1,1 @@
+//! One host's network: taps, addresses, routes, hand-over.

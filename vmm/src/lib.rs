@@ -1,0 +1,1 @@
+//! One microVM: KVM, devices, live migration.

@@ -1,0 +1,3 @@
+//! `mashines-vmm`.
+
+fn main() {}
