@@ -1,1 +1,3 @@
 //! One microVM: KVM, devices, live migration.
+
+pub mod api;
