@@ -1,1 +1,7 @@
-//! What is true: records, ids, the store, the change stream, replicas.
+//! What is true: ids, records, the store, the change stream, replicas, and the contracts between daemons.
+//!
+//! One ordered stream of facts; everything else is a projection of it. `control` is the only writer.
+
+pub mod host_api;
+pub mod id;
+pub mod record;
