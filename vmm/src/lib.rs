@@ -1,3 +1,4 @@
 //! One microVM: KVM, devices, live migration.
 
 pub mod api;
+pub mod migrate;

@@ -1,0 +1,4 @@
+//! Live migration.
+
+pub mod machine;
+mod region;
