@@ -1,0 +1,140 @@
+# One running lab VM. Source it after lab-image.sh.
+#
+# Everything of a lab is in its own directory, .lab/NAME: pid, port, overlay.qcow2, console.log, qemu.log. A lab runs when the process
+# of `pid` is a QEMU that was started with that very pid file; any other process with that number is not ours to touch.
+
+lab_name=${LAB_NAME:-default}
+[[ $lab_name =~ ^[A-Za-z0-9_-]{1,40}$ ]] || die "LAB_NAME '$lab_name' may have only letters, digits, - and _"
+lab_dir=$repo_root/.lab/$lab_name
+
+lab_up() {
+    if lab_runs; then return; fi
+    need_packages qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils ssh=openssh-client
+    local image started=$SECONDS
+    image=$(lab_image)
+    cached "$image" build_lab_image
+    mkdir -p "$lab_dir"
+    (
+        exec 9>"$lab_dir/lock"
+        flock 9
+        if lab_runs; then exit; fi
+        lab_start "$image"
+        lab_wait_ready
+    )
+    say "lab '$lab_name' is up after $((SECONDS - started)) s"
+}
+
+lab_runs() {
+    local pid
+    pid=$(cat "$lab_dir/pid" 2>/dev/null) || return 1
+    [[ $pid ]] && tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" | grep -qxF "$lab_dir/pid"
+}
+
+lab_start() {
+    local image=$1 attempt
+    rm -f "$lab_dir"/{pid,overlay.qcow2,console.log}
+    ln -sfn "$image" "$lab_dir/image"
+    qemu-img create -q -f qcow2 -F raw -b "$image/root.img" "$lab_dir/overlay.qcow2"
+    # The port is chosen at random: another lab may take it in between, so a refusal is tried again.
+    for attempt in 1 2 3 4 5; do
+        shuf -n 1 -i 20000-32000 >"$lab_dir/port"
+        if lab_qemu "$image" >"$lab_dir/qemu.log" 2>&1; then return; fi
+        grep -q 'host forwarding rule' "$lab_dir/qemu.log" || break
+    done
+    cat "$lab_dir/qemu.log" >&2
+    die "QEMU did not start (its words are above; tried $attempt times)"
+}
+
+lab_qemu() {
+    local image=$1 accel=(-accel tcg,thread=multi,tb-size=1024 -cpu EPYC,+svm,+npt) images_disk=()
+    case ${LAB_ACCEL:-tcg} in
+    tcg) ;;
+    kvm) accel=(-accel kvm -cpu host) ;;
+    *) die "LAB_ACCEL is '$LAB_ACCEL'; it must be tcg or kvm" ;;
+    esac
+    local disk
+    disk=$("$repo_root/scripts/images/build" --lab-disk 2>/dev/null || true)
+    if [[ $disk ]]; then
+        images_disk=(-drive "if=none,id=images,format=raw,readonly=on,cache=unsafe,file=$disk" -device virtio-blk-pci,drive=images)
+    fi
+    qemu-system-x86_64 -name "mashines-lab-$lab_name" -M q35 "${accel[@]}" \
+        -smp "${LAB_CPUS:-2}" -m "${LAB_MEMORY_MIB:-6144}" -nodefaults -no-user-config -display none \
+        -daemonize -pidfile "$lab_dir/pid" -serial "file:$lab_dir/console.log" -no-reboot \
+        -kernel "$image/kernel" -initrd "$image/initrd" \
+        -append 'console=ttyS0 loglevel=4 mitigations=off tsc=reliable panic=1 net.ifnames=0' \
+        -drive "if=none,id=root,format=qcow2,cache=unsafe,discard=unmap,file=$lab_dir/overlay.qcow2" \
+        -device virtio-blk-pci,drive=root "${images_disk[@]}" \
+        -netdev "user,id=net,hostfwd=tcp:127.0.0.1:$(cat "$lab_dir/port")-:22" -device virtio-net-pci,netdev=net \
+        -device virtio-rng-pci \
+        -fsdev "local,id=src,path=$repo_root,security_model=none,multidevs=remap" -device virtio-9p-pci,fsdev=src,mount_tag=src
+}
+
+lab_wait_ready() {
+    local deadline=$((SECONDS + 90))
+    until grep -q '^lab: ready' "$lab_dir/console.log" 2>/dev/null; do
+        lab_runs || lab_failed "the lab's QEMU ended while it started"
+        ((SECONDS < deadline)) || lab_failed "the lab did not become ready within 90 s"
+        sleep 0.1
+    done
+}
+
+lab_failed() {
+    {
+        printf -- '--- last lines of %s\n' "$lab_dir/console.log"
+        tail -n 20 "$lab_dir/console.log"
+        grep -v 'support requested feature' "$lab_dir/qemu.log"
+    } >&2
+    die "$*"
+}
+
+# lab_ssh OPTION... [COMMAND]: nothing of the user's own SSH set-up is read or written.
+lab_ssh() {
+    local control=${TMPDIR:-/tmp}/mashines-lab-$UID image=$lab_dir/image
+    mkdir -p -m 700 "$control"
+    [[ -O $control ]] || die "$control belongs to someone else; set TMPDIR to a directory of your own"
+    # The name of the socket must be short, and no two labs may share it: hash of directory and port.
+    control+=/$(printf '%s %s' "$lab_dir" "$(cat "$lab_dir/port")" | sha256sum | cut -c1-12)
+    ssh -F /dev/null -i "$image/id_ed25519" -o IdentitiesOnly=yes -o IdentityAgent=none \
+        -o UserKnownHostsFile="$image/known_hosts" -o GlobalKnownHostsFile=/dev/null -o HostKeyAlias=lab \
+        -o StrictHostKeyChecking=yes -o LogLevel=ERROR -o ConnectTimeout=20 -o ServerAliveInterval=15 -o ServerAliveCountMax=8 \
+        -o ControlMaster=auto -o ControlPersist=120 -o ControlPath="$control" \
+        -p "$(cat "$lab_dir/port")" root@127.0.0.1 "$@"
+}
+
+lab_run() {
+    local quoted
+    printf -v quoted '%q ' "$@"
+    lab_ssh "cd /src && exec $quoted"
+}
+
+lab_shell() {
+    lab_ssh -t 'cd /src && exec bash -l'
+}
+
+lab_down() {
+    local pid
+    if ! lab_runs; then
+        say "lab '$lab_name' does not run"
+        return
+    fi
+    pid=$(cat "$lab_dir/pid")
+    lab_ssh -O exit 2>/dev/null || true
+    # Its disk is thrown away: no need to ask the kernel in it.
+    kill "$pid"
+    for _ in {1..100}; do
+        lab_runs || break
+        sleep 0.05
+    done
+    if lab_runs; then kill -9 "$pid"; fi
+    rm -f "$lab_dir"/{pid,port,overlay.qcow2}
+    say "lab '$lab_name' is down"
+}
+
+lab_status() {
+    if lab_runs; then
+        printf 'lab %s: runs, pid %s, ssh port %s, console %s\n' "$lab_name" "$(cat "$lab_dir/pid")" "$(cat "$lab_dir/port")" "$lab_dir/console.log"
+    else
+        printf 'lab %s: down\n' "$lab_name"
+        return 1
+    fi
+}
