@@ -1,1 +1,20 @@
-//! End-to-end tests, in the lab.
+//! The lab's fleet and the people in front of it, for the end-to-end tests, the demo and the benches.
+//!
+//! Hosts are network namespaces of one kernel joined by a bridge: one clock, so what two of them saw can be compared.
+//!
+//! ```text
+//!                 client                    the internet: a person, 198.51.100.2, 2001:db8:1::2
+//!                   │
+//!                 entry                     gateway, dns, netd; 198.51.100.1, 2001:db8:1::1
+//!                   │
+//!   ctl ────────── sw (bridge) ──────── a   control, and two hosts (host daemon, netd, monitors)
+//!                         └──────────── b
+//! ```
+
+pub mod daemons;
+pub mod guest;
+pub mod netns;
+pub mod person;
+pub mod probe;
+pub mod run;
+pub mod stream;

@@ -1,0 +1,1 @@
+//! The daemons of a fleet, one process a role.

@@ -1,0 +1,131 @@
+//! A UDP probe at a fixed rate: which packets came back, and how long nothing did.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use crate::netns::{Place, Topology};
+
+/// What a probe saw.
+#[derive(Clone, Debug, Default)]
+pub struct ProbeReport {
+    /// Packets sent.
+    pub sent: u64,
+    /// Packets that came back, each counted once.
+    pub received: u64,
+    /// The longest time between two arrivals.
+    pub largest_gap: Duration,
+    /// Sequence numbers that never came back, the first few.
+    pub missing: Vec<u64>,
+}
+
+impl ProbeReport {
+    /// Packets that never came back.
+    pub fn lost(&self) -> u64 {
+        self.sent - self.received
+    }
+}
+
+/// A probe at work.
+pub struct Probe {
+    stop: Arc<AtomicBool>,
+    sender: JoinHandle<Result<u64>>,
+    receiver: JoinHandle<Result<Arrivals>>,
+}
+
+struct Arrivals {
+    seen: Vec<bool>,
+    largest_gap: Duration,
+}
+
+/// How long after the last packet its echo may still arrive.
+const GRACE: Duration = Duration::from_secs(2);
+
+impl Probe {
+    /// Sends a numbered packet to a UDP echo every `every`, from a place.
+    pub fn start(topology: &Topology, from: Place, to: SocketAddr, every: Duration) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let socket = open(topology.clone(), from, to)?;
+        let receiver = socket.try_clone()?;
+        receiver.set_read_timeout(Some(Duration::from_millis(100)))?;
+        let (stop_sending, stop_receiving) = (stop.clone(), stop.clone());
+        let sender = std::thread::spawn(move || send(&socket, every, &stop_sending));
+        let receiver = std::thread::spawn(move || receive(&receiver, &stop_receiving));
+        Ok(Self { stop, sender, receiver })
+    }
+
+    /// Stops sending, waits for stragglers, reports.
+    pub fn finish(self) -> Result<ProbeReport> {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent = self.sender.join().map_err(|_| anyhow::anyhow!("the probe's sender died"))??;
+        let arrivals = self.receiver.join().map_err(|_| anyhow::anyhow!("the probe's receiver died"))??;
+        let numbers = 0..usize::try_from(sent)?;
+        let missing = numbers
+            .filter(|n| !arrivals.seen.get(*n).copied().unwrap_or(false))
+            .filter_map(|n| u64::try_from(n).ok());
+        let missing: Vec<u64> = missing.collect();
+        let received = sent - u64::try_from(missing.len())?;
+        let missing = missing.into_iter().take(16).collect();
+        Ok(ProbeReport { sent, received, largest_gap: arrivals.largest_gap, missing })
+    }
+}
+
+/// A connected socket of a namespace: opened by a thread that lives there.
+fn open(topology: Topology, from: Place, to: SocketAddr) -> Result<UdpSocket> {
+    let opened = std::thread::spawn(move || -> Result<UdpSocket> {
+        topology.enter(from)?;
+        let any: SocketAddr = if to.is_ipv6() { ([0; 8], 0).into() } else { ([0; 4], 0).into() };
+        let socket = UdpSocket::bind(any)?;
+        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBuf, &(4 << 20))?;
+        socket.connect(to).with_context(|| format!("cannot send to {to}"))?;
+        Ok(socket)
+    });
+    opened.join().map_err(|_| anyhow::anyhow!("the thread that opens the socket died"))?
+}
+
+fn send(socket: &UdpSocket, every: Duration, stop: &AtomicBool) -> Result<u64> {
+    let begun = Instant::now();
+    let mut number: u64 = 0;
+    while !stop.load(Ordering::Relaxed) {
+        // A full queue of our own or an ICMP error is a lost packet, which the count of arrivals shows.
+        let _ = socket.send(&number.to_le_bytes());
+        number += 1;
+        let due = every * u32::try_from(number)?;
+        if let Some(wait) = due.checked_sub(begun.elapsed()) {
+            std::thread::sleep(wait);
+        }
+    }
+    Ok(number)
+}
+
+fn receive(socket: &UdpSocket, stop: &AtomicBool) -> Result<Arrivals> {
+    let mut arrivals = Arrivals { seen: Vec::new(), largest_gap: Duration::ZERO };
+    let mut last: Option<Instant> = None;
+    let mut stopped_at: Option<Instant> = None;
+    let mut packet = [0_u8; 64];
+    loop {
+        if stop.load(Ordering::Relaxed) && stopped_at.get_or_insert_with(Instant::now).elapsed() > GRACE {
+            return Ok(arrivals);
+        }
+        let Ok(length) = socket.recv(&mut packet) else { continue };
+        let Some(number) = packet.get(..length).and_then(|p| p.try_into().ok()).map(u64::from_le_bytes)
+        else {
+            continue;
+        };
+        let now = Instant::now();
+        if let Some(last) = last.replace(now) {
+            arrivals.largest_gap = arrivals.largest_gap.max(now - last);
+        }
+        let index = usize::try_from(number)?;
+        if arrivals.seen.len() <= index {
+            arrivals.seen.resize(index + 1, false);
+        }
+        if let Some(seen) = arrivals.seen.get_mut(index) {
+            *seen = true;
+        }
+    }
+}
