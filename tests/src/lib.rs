@@ -14,6 +14,7 @@
 pub mod daemons;
 pub mod guest;
 pub mod netns;
+pub mod peer;
 pub mod person;
 pub mod probe;
 pub mod run;
