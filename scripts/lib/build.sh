@@ -1,0 +1,29 @@
+# Builds what runs in the lab. Source it after common.sh.
+#
+# One profile, release, for the demo, the tests and the benches: one build, and the code that people run.
+
+# Prints the executables of lab tests, one a line: `CRATE NAME PATH`, with PATH relative to the checkout.
+lab_test_executables() {
+    cargo test --release --quiet --no-run --message-format=json -p mashines-vmm -p mashines-netd -p mashines-tests |
+        python3 -c '
+import json, os, sys
+root = os.getcwd() + "/"
+for line in sys.stdin:
+    message = json.loads(line)
+    target = message.get("target", {})
+    if message.get("executable") and message["profile"]["test"] and "test" in target["kind"]:
+        crate = target["src_path"].removeprefix(root).split("/")[0]
+        print(crate, target["name"], message["executable"].removeprefix(root))
+'
+}
+
+# Builds the programs that a fleet consists of.
+build_programs() {
+    need_toolchain
+    cargo build --release --quiet -p mashines-daemon -p mashines-vmm -p mashines-cli -p mashines-tests --bins
+}
+
+need_toolchain() {
+    command -v cargo >/dev/null || die "cargo is missing: install the Rust toolchain that Cargo.toml names in rust-version (rustup does), then run this again"
+    need_packages cc=gcc
+}
