@@ -140,9 +140,7 @@ impl MigrationId {
 }
 
 /// How often a machine has changed its place. Rises by one a move, by compare-and-swap; everyone drops an older one.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Epoch(pub u64);
 

@@ -2,6 +2,9 @@
 //!
 //! One ordered stream of facts; everything else is a projection of it. `control` is the only writer.
 
+pub mod api;
 pub mod host_api;
 pub mod id;
+pub mod key;
 pub mod record;
+pub mod view;

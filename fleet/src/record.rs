@@ -20,9 +20,6 @@ pub struct Account {
     pub id: AccountId,
     /// Public keys that enter this account's machines and the lobby, in OpenSSH's one-line form, without comment.
     pub ssh_keys: Vec<String>,
-    /// SHA-256 of each API token, hex. The token itself is shown once and never stored.
-    #[serde(default)]
-    pub token_hashes: Vec<String>,
     /// The account's ULA /48 (first address): machines' private addresses are cut from it.
     pub private_prefix: Ipv6Addr,
     /// May administer the fleet: hosts, drains, other accounts.
