@@ -1,1 +1,15 @@
-//! Inside the machine: init and agent.
+//! Inside the machine: what the host tells a guest ([`config`]), how the telling travels ([`cpio`]), and what the
+//! host can ask the agent ([`protocol`]). The binary `mashines-guest` is the other end of all three.
+//!
+//! ```text
+//! host: Config ──config_archive──▶ a second cpio archive behind the image's initrd
+//! guest kernel: unpacks both into one initramfs ──▶ /init = mashines-guest reads /mashines/config.json
+//! host ◀── one JSON line each way, vsock port 1024 ──▶ agent
+//! ```
+
+pub mod config;
+pub mod cpio;
+pub mod protocol;
+
+pub use config::Config;
+pub use cpio::config_archive;
