@@ -1,1 +1,116 @@
-//! Authoritative names.
+//! Authoritative names of the fleet.
+//!
+//! ```text
+//! replica ──project──▶ Zone ──┬── UDP: packet ──answer──▶ packet
+//! (View)   pure, zone.rs      └── TCP: the same, framed
+//! ```
+//!
+//! [`zone::Zone::project`] and [`answer::answer`] are pure. What is left here is sockets. The server never asks control
+//! anything: it answers from the replica while control is down, and a new machine's name is served as soon as its
+//! record is in the replica.
+
+pub mod answer;
+pub mod reverse;
+mod sshfp;
+mod tcp;
+mod udp;
+pub mod zone;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use mashines_fleet::view::View;
+use serde::{Deserialize, Serialize};
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::zone::{Complaint, Zone};
+
+/// The `[dns]` section.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Addresses that UDP and TCP are served on. Name each public address: behind `0.0.0.0` or `::` a host with
+    /// several addresses would answer from another one than it was asked at.
+    pub listen: Vec<SocketAddr>,
+}
+
+/// Sockets that are bound, so that whoever started them can say where before the first question comes.
+#[derive(Debug)]
+pub struct Server {
+    udp: Vec<UdpSocket>,
+    tcp: Vec<TcpListener>,
+}
+
+impl Server {
+    /// Binds UDP and TCP at each address. Port 0 takes a free one, the same for both.
+    pub async fn bind(config: &Config) -> anyhow::Result<Self> {
+        let mut server = Self { udp: Vec::new(), tcp: Vec::new() };
+        anyhow::ensure!(!config.listen.is_empty(), "[dns] listen is empty: name the addresses to answer at");
+        for address in &config.listen {
+            let hint = "is another name server running there, or is this not one of the host's addresses?";
+            let tcp = TcpListener::bind(address)
+                .await
+                .with_context(|| format!("listening for DNS on TCP {address}: {hint}"))?;
+            let bound = tcp.local_addr()?;
+            let udp = UdpSocket::bind(bound)
+                .await
+                .with_context(|| format!("listening for DNS on UDP {bound}: {hint}"))?;
+            server.udp.push(udp);
+            server.tcp.push(tcp);
+        }
+        Ok(server)
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
+        self.tcp.iter().map(TcpListener::local_addr).collect()
+    }
+
+    /// Serves what `views` says until `shutdown`.
+    pub async fn serve(
+        self,
+        mut views: watch::Receiver<Arc<View>>,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> anyhow::Result<()> {
+        let mut complaints = Vec::new();
+        let first = project(&views.borrow_and_update(), &mut complaints);
+        let (zones, zone) = watch::channel(first);
+        let mut tasks = JoinSet::new();
+        for socket in self.udp {
+            tasks.spawn(udp::serve(socket, zone.clone()));
+        }
+        for listener in self.tcp {
+            tasks.spawn(tcp::serve(listener, zone.clone()));
+        }
+        tokio::pin!(shutdown);
+        loop {
+            tokio::select! {
+                () = &mut shutdown => return Ok(()),
+                changed = views.changed() => {
+                    changed.context("the replica ended")?;
+                    let view = Arc::clone(&views.borrow_and_update());
+                    zones.send_replace(project(&view, &mut complaints));
+                }
+                Some(ended) = tasks.join_next() => {
+                    ended.context("a DNS socket's task")?.context("a DNS socket")?;
+                }
+            }
+        }
+    }
+}
+
+/// Projects, and logs complaints that were not there before.
+fn project(view: &View, known: &mut Vec<Complaint>) -> Arc<Zone> {
+    let (zone, complaints) = Zone::project(view);
+    for Complaint(text) in complaints.iter().filter(|complaint| !known.contains(complaint)) {
+        warn!(revision = view.revision, "{text}");
+    }
+    *known = complaints;
+    info!(revision = view.revision, machines = view.machines.len(), "zone projected");
+    Arc::new(zone)
+}

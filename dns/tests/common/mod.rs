@@ -1,0 +1,83 @@
+//! A small fleet to project.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use mashines_fleet::view::{Batch, Change, View};
+use serde_json::{Value, json};
+
+pub const HOST_KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJfkNV4OS33ImTXvorZr72q4v5XhVEQKfvqsxOEJ/XaR";
+
+pub fn put(key: String, value: Value) -> Change {
+    Change { key, value: Some(value) }
+}
+
+pub fn config(prefix: &str) -> Change {
+    put(
+        "config".into(),
+        json!({
+            "domain": "mashine.dev",
+            "prefix": prefix,
+            "name_servers": [
+                {"name": "ns1.mashine.dev", "addresses": ["203.0.113.53", "2001:db8::53"]},
+                {"name": "a.ns.mashine.dev.", "addresses": ["2001:db8::54"]},
+                {"name": "ns.example.net", "addresses": ["192.0.2.99"]},
+            ],
+            "ssh_ports": [2200, 2299],
+            "ssh_ca": null,
+        }),
+    )
+}
+
+pub fn entry() -> Change {
+    put(
+        "hosts/entry160".into(),
+        json!({
+            "id": "entry160", "roles": ["entry"], "region": "lab",
+            "api": "10.0.0.3:7000", "underlay": "10.0.0.3",
+            "wireguard_port": 0, "wireguard_key": null, "mesh": "fd00::3",
+            "capacity": {"vcpus": 0, "memory_mib": 0, "disk_mib": 0}, "images": [], "seen_at": 0,
+            "public_ipv4": ["198.51.100.160"], "public_ipv6": ["2001:db8:160::fff1"],
+        }),
+    )
+}
+
+pub fn machine(id: u64, slug: &str, ipv6: &str, extra: Value) -> Change {
+    let mut value = json!({
+        "id": format!("{id:014x}"), "slug": slug, "account": "ann", "app": "web",
+        "instance_id": "01J00000000000000000000000",
+        "config": {"image": "container-os", "guest": {"cpus": 1, "memory_mb": 256}},
+        "image_digest": "sha256:00", "desired": "started", "state": "started", "place": null,
+        "net": {"ipv6": ipv6, "private6": "fd00::9", "mac": "02:00:00:00:00:01", "ssh_port": null},
+        "created_at": 0, "updated_at": 0,
+    });
+    for (key, change) in extra.as_object().cloned().unwrap_or_default() {
+        value[key] = change;
+    }
+    put(format!("machines/{id:014x}"), value)
+}
+
+/// A machine with a shared port and a host key.
+pub fn web() -> Change {
+    machine(
+        1,
+        "web",
+        "2001:db8:160::1",
+        json!({
+            "host_key_public": HOST_KEY,
+            "net": {"ipv6": "2001:db8:160::1", "private6": "fd00::9", "mac": "02:00:00:00:00:01",
+                    "ssh_port": {"entry": "entry160", "port": 2201}},
+        }),
+    )
+}
+
+pub fn view(changes: Vec<Change>) -> Arc<View> {
+    let mut view = View::default();
+    let skipped = view.apply(&Batch { revision: 4_294_967_296 + 7, changes });
+    assert_eq!(skipped, []);
+    Arc::new(view)
+}
+
+pub fn fleet() -> Arc<View> {
+    view(vec![config("2001:db8:160::/48"), entry(), web(), machine(2, "db", "2001:db8:160::2", json!({}))])
+}
