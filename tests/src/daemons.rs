@@ -1,1 +1,333 @@
-//! The daemons of a fleet, one process a role.
+//! A fleet of real daemons in a topology: one process a role, so that each can be killed alone.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use mashines_fleet::api;
+use serde_json::Value;
+
+use crate::netns::{Place, Topology};
+use crate::person::Person;
+use crate::run::{run, run_with_input, wait_for};
+
+/// The fleet's domain.
+pub const DOMAIN: &str = "mashine.dev";
+
+/// What a process of `mashinesd` does here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// The only writer of records.
+    Control,
+    /// Gateway and names.
+    Entry,
+    /// Machines of a host.
+    Host,
+    /// Network of a host or an entry.
+    Netd,
+}
+
+impl Role {
+    /// As `mashinesd run --role` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Control => "control",
+            Role::Entry => "entry",
+            Role::Host => "host",
+            Role::Netd => "netd",
+        }
+    }
+}
+
+/// Which roles run where.
+pub const ROLES: [(Place, Role); 7] = [
+    (Place::Control, Role::Control),
+    (Place::Entry, Role::Netd),
+    (Place::Entry, Role::Entry),
+    (Place::A, Role::Netd),
+    (Place::A, Role::Host),
+    (Place::B, Role::Netd),
+    (Place::B, Role::Host),
+];
+
+/// A fleet.
+pub struct Fleet {
+    /// Its namespaces.
+    pub topology: Topology,
+    /// The person who owns its machines.
+    pub person: Person,
+    dir: PathBuf,
+    bin: PathBuf,
+    daemons: BTreeMap<(Place, Role), Child>,
+    keep: bool,
+}
+
+impl Fleet {
+    /// Brings a fleet up: namespaces, certificates, daemons, a person with an account. `say` hears of each step.
+    pub fn up(name: &str, say: &mut dyn FnMut(&str)) -> Result<Self> {
+        let mut fleet = Self::empty(name)?;
+        say("namespaces as hosts");
+        fleet.topology.up()?;
+        say("certificates and records");
+        let token = fleet.found()?;
+        say("daemons");
+        fleet.start(Place::Control, Role::Control)?;
+        fleet.join_all()?;
+        for (place, role) in ROLES {
+            if role != Role::Control {
+                fleet.start(place, role)?;
+            }
+        }
+        fleet.login(&token)?;
+        fleet.wait_for_hosts()?;
+        Ok(fleet)
+    }
+
+    /// A fleet that was left up by [`Fleet::leave`], to look at: it can run commands, not start or kill daemons.
+    pub fn attach(name: &str) -> Result<Self> {
+        let dir = state_dir(name);
+        let topology = Topology::named(name);
+        let person = Person::new(&topology, &dir.join("person"), DOMAIN)?;
+        Ok(Self { topology, person, dir, bin: bin_dir()?, daemons: BTreeMap::new(), keep: true })
+    }
+
+    fn empty(name: &str) -> Result<Self> {
+        end(name)?;
+        let dir = state_dir(name);
+        std::fs::create_dir_all(&dir)?;
+        let topology = Topology::named(name);
+        let person = Person::new(&topology, &dir.join("person"), DOMAIN)?;
+        Ok(Self { topology, person, dir, bin: bin_dir()?, daemons: BTreeMap::new(), keep: false })
+    }
+
+    /// Where a place keeps its state.
+    pub fn state(&self, place: Place) -> PathBuf {
+        self.dir.join(place.name())
+    }
+
+    fn config(&self, place: Place) -> PathBuf {
+        self.dir.join(format!("{}.toml", place.name()))
+    }
+
+    /// A program of ours in a place.
+    pub fn program(&self, place: Place, name: &str) -> std::process::Command {
+        self.topology.command(place, &self.bin.join(name).to_string_lossy())
+    }
+
+    fn found(&self) -> Result<String> {
+        for place in [Place::Control, Place::Entry, Place::A, Place::B] {
+            std::fs::create_dir_all(self.state(place))?;
+            std::fs::write(self.config(place), crate::config::toml(place, &self.state(place), &self.bin))?;
+        }
+        let mut init = self.program(Place::Control, "mashinesd");
+        init.arg("init").arg("--config").arg(self.config(Place::Control)).arg("--json");
+        init.args(["--account", "demo", "--ssh-key", &self.person.public_key()?]);
+        let answer: Value = serde_json::from_str(&run(&mut init)?).context("the answer of mashinesd init")?;
+        Ok(answer.get("token").and_then(Value::as_str).context("mashinesd init gave no token")?.to_owned())
+    }
+
+    fn join_all(&self) -> Result<()> {
+        for place in [Place::Entry, Place::A, Place::B] {
+            let token = wait_for(
+                "control to give a join token",
+                Duration::from_secs(20),
+                Duration::from_millis(200),
+                || {
+                    let mut token = self.program(Place::Control, "mashinesd");
+                    run(token.args(["token", "join", "--config"]).arg(self.config(Place::Control)))
+                },
+            )?;
+            let mut join = self.program(place, "mashinesd");
+            join.arg("join").arg("--config").arg(self.config(place)).args(["--control", &api_url()]);
+            run_with_input(join.args(["--token", "-"]), token.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn login(&self, token: &str) -> Result<()> {
+        let ca = self.state(Place::Control).join("pki/ca.pem");
+        let mut login = self.cli_command();
+        login.args(["login", "--api", &api_url(), "--token", "-", "--ca"]).arg(ca);
+        run_with_input(&mut login, token.as_bytes()).map(drop)
+    }
+
+    fn wait_for_hosts(&self) -> Result<()> {
+        wait_for(
+            "both hosts and the entry to report",
+            Duration::from_secs(30),
+            Duration::from_millis(100),
+            || {
+                let hosts: Vec<api::Host> = self.ask(&["hosts"])?;
+                let alive = hosts.iter().filter(|h| h.alive).count();
+                if alive < 3 {
+                    bail!("{alive} of 3 report");
+                }
+                Ok(())
+            },
+        )
+    }
+
+    /// Starts a role in a place. It logs to `PLACE-ROLE.log` in the fleet's directory.
+    pub fn start(&mut self, place: Place, role: Role) -> Result<()> {
+        let log_path = self.log(place, role);
+        let log = File::options().create(true).append(true).open(&log_path)?;
+        let mut command = self.program(place, "mashinesd");
+        command.arg("run").arg("--config").arg(self.config(place)).args(["--role", role.name()]);
+        command.env("RUST_LOG", "info").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        // Its own session: a daemon that the demo leaves up must not hear the terminal's Ctrl-C.
+        let child = command.process_group(0).spawn().context("cannot start mashinesd")?;
+        std::fs::write(
+            self.dir.join(format!("{}-{}.pid", place.name(), role.name())),
+            child.id().to_string(),
+        )?;
+        self.daemons.insert((place, role), child);
+        Ok(())
+    }
+
+    /// A role's log file.
+    pub fn log(&self, place: Place, role: Role) -> PathBuf {
+        self.dir.join(format!("{}-{}.log", place.name(), role.name()))
+    }
+
+    /// Kills a role with SIGKILL and waits until it is gone.
+    pub fn kill(&mut self, place: Place, role: Role) -> Result<()> {
+        let mut child = self.daemons.remove(&(place, role)).context("that role does not run")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Kills the monitors of a place with SIGKILL; how many there were.
+    pub fn kill_monitors(&self, place: Place) -> Result<usize> {
+        let pids = self.monitors(place)?;
+        for pid in &pids {
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL);
+        }
+        Ok(pids.len())
+    }
+
+    /// The processes of monitors that belong to a place.
+    pub fn monitors(&self, place: Place) -> Result<Vec<i32>> {
+        processes_with(&self.state(place).to_string_lossy(), "mashines-vmm")
+    }
+
+    /// `mashines … --json`, as the person's command on the internet; the document it prints.
+    pub fn ask<T: serde::de::DeserializeOwned>(&self, words: &[&str]) -> Result<T> {
+        let text = run(self.cli_command().arg("--json").args(words))?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("mashines {words:?} printed something else: {text:?}"))
+    }
+
+    /// A machine as the API shows it.
+    pub fn machine(&self, slug: &str) -> Result<api::Machine> {
+        self.ask(&["show", slug])
+    }
+
+    /// The place that a machine is at.
+    pub fn place_of(&self, slug: &str) -> Result<Place> {
+        let host = self.machine(slug)?.host.context("the machine is on no host")?;
+        Place::of_host(host.as_str()).with_context(|| format!("{host} is not of this topology"))
+    }
+
+    /// Moves a machine to the other host and waits for the end, good or bad.
+    pub fn migrate(&self, slug: &str) -> Result<api::Migration> {
+        let to = self.place_of(slug)?.peer();
+        self.ask(&["migrate", slug, "--to", to.name(), "--wait"])
+    }
+
+    /// The `mashines` command of the person.
+    pub fn cli_command(&self) -> std::process::Command {
+        let mut command = self.program(Place::Client, "mashines");
+        command.env("MASHINES_CONFIG", self.dir.join("person/config.toml"));
+        command
+    }
+
+    /// The fleet stays up when this value goes.
+    pub fn leave(mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
+        for child in self.daemons.values_mut() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("the fleet's logs are in {}", self.dir.display());
+        }
+        let _ = kill_all(&self.dir);
+        self.topology.down();
+    }
+}
+
+/// The address of the API.
+pub fn api_url() -> String {
+    format!("https://[{}]:4280", Place::Control.underlay())
+}
+
+/// Ends a fleet of this name, whoever brought it up, and forgets its state.
+pub fn end(name: &str) -> Result<()> {
+    let dir = state_dir(name);
+    if dir.exists() {
+        kill_all(&dir)?;
+        Topology::named(name).down();
+        std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+    }
+    Ok(())
+}
+
+/// Whether a fleet of this name was left up.
+pub fn is_up(name: &str) -> bool {
+    processes_with(&state_dir(name).to_string_lossy(), "mashinesd").is_ok_and(|p| !p.is_empty())
+}
+
+fn state_dir(name: &str) -> PathBuf {
+    Path::new("/var/lib/mashines-lab").join(name)
+}
+
+fn bin_dir() -> Result<PathBuf> {
+    let dir = std::env::var_os("MASHINES_BIN").context(
+        "MASHINES_BIN must name the directory with mashinesd, mashines and mashines-vmm; scripts/test sets it",
+    )?;
+    Ok(PathBuf::from(dir))
+}
+
+/// Kills every daemon and monitor whose command line names this directory.
+fn kill_all(dir: &Path) -> Result<()> {
+    let dir = format!("{}/", dir.display());
+    wait_for("the fleet's processes to end", Duration::from_secs(10), Duration::from_millis(50), || {
+        let mut pids = processes_with(&dir, "mashinesd")?;
+        pids.extend(processes_with(&dir, "mashines-vmm")?);
+        for pid in &pids {
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL);
+        }
+        if pids.is_empty() { Ok(()) } else { bail!("{pids:?} still run") }
+    })
+}
+
+/// Live processes of a program whose command line contains a text.
+fn processes_with(text: &str, program: &str) -> Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+        let Ok(cmdline) = std::fs::read(entry.path().join("cmdline")) else { continue };
+        let cmdline = String::from_utf8_lossy(&cmdline);
+        let is_program = cmdline.split('\0').next().is_some_and(|p| p.ends_with(program));
+        if is_program && cmdline.contains(text) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}

@@ -11,7 +11,10 @@
 //!                         └──────────── b
 //! ```
 
+pub mod config;
 pub mod daemons;
+pub mod disk;
+pub mod figures;
 pub mod guest;
 pub mod netns;
 pub mod peer;

@@ -105,9 +105,10 @@ impl Qemu {
             .stderr(log)
             .spawn()
             .context("cannot start qemu-system-x86_64")?;
-        let qmp = wait_for("QEMU's control socket", Duration::from_secs(20), Duration::from_millis(50), || {
-            Qmp::connect(&socket)
-        })?;
+        let qmp =
+            wait_for("QEMU's control socket", Duration::from_secs(20), Duration::from_millis(50), || {
+                Qmp::connect(&socket)
+            })?;
         Ok(Self { child, qmp, place })
     }
 

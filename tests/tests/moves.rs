@@ -1,0 +1,206 @@
+//! A running machine moves to and fro under load, and nobody connected to it notices.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use mashines_fleet::api;
+use mashines_fleet::record::MigrationStep;
+use mashines_tests::daemons::Fleet;
+use mashines_tests::guest::{Facts, facts};
+use mashines_tests::netns::{Place, Topology};
+use mashines_tests::person::{Door, Session};
+use mashines_tests::probe::Probe;
+use mashines_tests::run::wait_for;
+use mashines_tests::stream::Stream;
+use mashines_tests::{disk, figures};
+
+const SLUG: &str = "shy-otter";
+const ECHO: u16 = 7007;
+const MOVES: usize = 20;
+
+#[test]
+fn a_machine_lives_on_through_twenty_moves() -> Result<()> {
+    let fleet = Fleet::up("moves", &mut |step| eprintln!("{step}"))?;
+    let machine = launch(&fleet)?;
+    every_door_opens(&fleet, &machine)?;
+    files_go_both_ways(&fleet)?;
+    let mut load = Load::start(&fleet, &machine)?;
+    let first = load.facts(&fleet)?;
+    let mut before = first.clone();
+    for number in 1..=MOVES {
+        before = load.through_one_move(&fleet, &machine, number, &first, before)?;
+    }
+    load.end(&fleet)?;
+    disks_are_clean(&fleet, &machine)
+}
+
+fn launch(fleet: &Fleet) -> Result<api::Machine> {
+    let words =
+        ["launch", "--name", SLUG, "--vcpu", "2", "--memory", "512M", "--volume", "data:1G", "--wait"];
+    let begun = Instant::now();
+    let machine: api::Machine = fleet.ask(&words)?;
+    eprintln!("launched in {:.1} s at {}", begun.elapsed().as_secs_f64(), machine.ipv6);
+    Ok(machine)
+}
+
+fn every_door_opens(fleet: &Fleet, machine: &api::Machine) -> Result<()> {
+    let name = format!("{SLUG}.mashine.dev");
+    ensure!(fleet.person.dig(&name, "AAAA")? == [machine.ipv6.to_string()], "AAAA of {name}");
+    ensure!(fleet.person.dig(&name, "A")? == ["198.51.100.1"], "A of {name}");
+    let port = machine.ssh.as_ref().context("the machine has no shared port")?.port;
+    for door in [Door::Ipv6, Door::Port(port), Door::Gateway, Door::Jump] {
+        let hostname =
+            fleet.person.sh(SLUG, door, "hostname").with_context(|| fleet.person.line(SLUG, door))?;
+        ensure!(hostname.trim() == SLUG, "{door:?} led to {hostname:?}");
+    }
+    let vcpus = fleet.person.sh(SLUG, Door::Ipv6, "nproc; findmnt -no FSTYPE,SIZE /data")?;
+    ensure!(vcpus.starts_with("2\next4"), "the machine has other vCPUs or no volume: {vcpus:?}");
+    let listed = fleet.person.lobby("ls --json")?;
+    ensure!(listed.contains(machine.id.as_str()), "the lobby does not list the machine: {listed}");
+    Ok(())
+}
+
+fn files_go_both_ways(fleet: &Fleet) -> Result<()> {
+    let echo = std::env::var("MASHINES_BIN").context("MASHINES_BIN")? + "/mashines-echo";
+    let remote = format!("root@{SLUG}.mashine.dev:/usr/local/bin/echo-server");
+    fleet.person.scp(&echo, &remote)?;
+    let back = fleet.state(Place::Client).with_extension("back");
+    fleet.person.scp(&remote, &back.to_string_lossy())?;
+    ensure!(std::fs::read(&echo)? == std::fs::read(&back)?, "the file came back different");
+    Ok(())
+}
+
+/// Everything that goes on while the machine moves.
+struct Load {
+    session: Session,
+    ticks: u64,
+    pids: Vec<u32>,
+    echo: SocketAddr,
+    stream: Stream,
+}
+
+impl Load {
+    fn start(fleet: &Fleet, machine: &api::Machine) -> Result<Self> {
+        let sh = |script: &str| fleet.person.sh(SLUG, Door::Ipv6, script);
+        // Two verified writers: each block carries a checksum that is read back and compared.
+        for (name, dir) in [("root", "/var/tmp"), ("volume", "/data")] {
+            sh(&format!(
+                "systemd-run --quiet --unit=writer-{name} -p RemainAfterExit=yes fio --name={name} --directory={dir} --size=32m \
+                 --rw=randwrite --bs=4k --rate=256k --time_based --runtime=3600 --verify=crc32c --verify_backlog=256 \
+                 --verify_fatal=1 --fsync=64 --ioengine=psync"
+            ))?;
+        }
+        sh(&format!("systemd-run --quiet --unit=echo /usr/local/bin/echo-server {ECHO}"))?;
+        let pids = sh("systemctl show -p MainPID --value echo writer-root writer-volume ssh | grep -v '^$'")?;
+        let pids: Vec<u32> = pids.lines().map(str::parse).collect::<Result<_, _>>().context("the pids")?;
+        let session = fleet.person.session(
+            SLUG,
+            Door::Gateway,
+            "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.1; done",
+        )?;
+        let echo = SocketAddr::from((machine.ipv6, ECHO));
+        let stream =
+            wait_for("the echo in the machine", Duration::from_secs(10), Duration::from_millis(300), || {
+                Stream::start(&fleet.topology, Place::Client, echo, Duration::from_millis(10))
+            })?;
+        Ok(Self { session, ticks: 0, pids, echo, stream })
+    }
+
+    fn facts(&self, fleet: &Fleet) -> Result<Facts> {
+        facts(&fleet.person, SLUG, Door::Ipv6, &self.pids)
+    }
+
+    fn through_one_move(
+        &mut self,
+        fleet: &Fleet,
+        machine: &api::Machine,
+        number: usize,
+        first: &Facts,
+        before: Facts,
+    ) -> Result<Facts> {
+        let from = fleet.place_of(SLUG)?;
+        let probe = self.probe(&fleet.topology)?;
+        let stream = Stream::start(&fleet.topology, Place::Client, self.echo, Duration::from_millis(2))?;
+        std::thread::sleep(Duration::from_millis(300));
+        let migration = fleet.migrate(SLUG)?;
+        std::thread::sleep(Duration::from_millis(500));
+        let (probe, stream) = (probe.finish()?, stream.finish()?);
+        let figures = figures::of(&migration)?;
+        let blackout = Duration::from_micros(figures.blackout_us);
+        let after = self.facts(fleet)?;
+        eprintln!(
+            "move {number} from {}: total {:.1} s, blackout {:.1} ms, largest gap {:.1} ms, stream gap {:.1} ms, lost {} of {}, clock {} ms",
+            from.name(),
+            Duration::from_micros(figures.total_us).as_secs_f64(),
+            blackout.as_secs_f64() * 1e3,
+            probe.largest_gap.as_secs_f64() * 1e3,
+            stream.largest_gap.as_secs_f64() * 1e3,
+            probe.lost(),
+            probe.sent,
+            after.clock_off_ms,
+        );
+        ensure!(migration.step == MigrationStep::Completed, "move {number}: {migration:?}");
+        ensure!(fleet.place_of(SLUG)? == from.peer(), "the machine did not change its place");
+        ensure!(fleet.machine(SLUG)?.ipv6 == machine.ipv6, "the address changed");
+        ensure!(after.boot_id == first.boot_id, "the machine booted anew");
+        ensure!(after.uptime > before.uptime, "uptime fell from {:?} to {:?}", before.uptime, after.uptime);
+        ensure!(after.processes == first.processes, "processes changed: {first:?} {after:?}");
+        ensure!(after.clock_off_ms.abs() <= 50, "the guest's clock is {} ms off", after.clock_off_ms);
+        ensure!(probe.lost() == 0, "lost packets {:?}", probe.missing);
+        let allowed = blackout * 2 + Duration::from_millis(20);
+        ensure!(stream.largest_gap <= allowed, "a stream stood still for {:?}", stream.largest_gap);
+        self.session_goes_on()?;
+        ensure!(fleet.monitors(from)?.is_empty(), "a monitor is left at {}", from.name());
+        Ok(after)
+    }
+
+    fn probe(&self, topology: &Topology) -> Result<Probe> {
+        Probe::start(topology, Place::Client, self.echo, Duration::from_millis(2))
+    }
+
+    /// Every tick of the counter arrived, in order, and new ones come.
+    fn session_goes_on(&mut self) -> Result<()> {
+        let mut lines: Vec<String> = self.session.arrived().into_iter().map(|(_, line)| line).collect();
+        lines.push(self.session.line(Duration::from_secs(5))?);
+        for line in lines {
+            self.ticks += 1;
+            ensure!(line == format!("tick {}", self.ticks), "tick {} was {line:?}", self.ticks);
+        }
+        Ok(())
+    }
+
+    fn end(mut self, fleet: &Fleet) -> Result<()> {
+        self.session_goes_on()?;
+        ensure!(self.session.alive(), "the session ended");
+        let report = self.stream.finish()?;
+        eprintln!("the long stream: {} blocks, largest gap {:?}", report.blocks, report.largest_gap);
+        let sh = |script: &str| fleet.person.sh(SLUG, Door::Ipv6, script);
+        let states = sh("systemctl is-active writer-root writer-volume")?;
+        ensure!(states == "active\nactive\n", "a writer found a wrong checksum: {states}");
+        Ok(())
+    }
+}
+
+fn disks_are_clean(fleet: &Fleet, machine: &api::Machine) -> Result<()> {
+    let place = fleet.place_of(SLUG)?;
+    let _: serde_json::Value = fleet.ask(&["stop", SLUG, "--wait"])?;
+    let state = fleet.state(place);
+    let volume = machine.config.mounts.first().context("the machine has no volume")?;
+    disk::fsck(&state.join(format!("volumes/{}.img", volume.volume)))?;
+    let base = format!("/var/lib/mashines-images/{}/rootfs.img", machine.config.image);
+    let overlay = state.join(format!("machines/{}/root.overlay", machine.id));
+    let whole = state.join("flat.img");
+    disk::flatten(base.as_ref(), &overlay, &whole)?;
+    disk::fsck(&whole)?;
+    let peer = fleet.state(place.peer());
+    ensure!(
+        !peer.join(format!("machines/{}", machine.id)).exists(),
+        "the other host still has files of the machine"
+    );
+    ensure!(
+        !peer.join(format!("volumes/{}.img", volume.volume)).exists(),
+        "the other host still has the volume"
+    );
+    Ok(())
+}
