@@ -3,8 +3,11 @@
 //! One ordered stream of facts; everything else is a projection of it. `control` is the only writer.
 
 pub mod api;
+pub mod daemon;
 pub mod host_api;
 pub mod id;
 pub mod key;
+pub mod pki;
 pub mod record;
+pub mod rpc;
 pub mod view;

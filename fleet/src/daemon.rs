@@ -1,0 +1,31 @@
+//! What every role of `mashinesd` is given when it runs.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::pki::Identity;
+use crate::view::View;
+
+/// The surroundings of a role: `pub async fn run(config: Config, common: Common) -> anyhow::Result<()>`.
+#[derive(Debug, Clone)]
+pub struct Common {
+    /// The daemon's own directory; a role takes a folder in it.
+    pub state_dir: PathBuf,
+    /// Its certificate.
+    pub identity: Identity,
+    /// The fleet, as last heard from control.
+    pub view: watch::Receiver<Arc<View>>,
+    /// Becomes true once: the role puts its things in order and returns. A dropped sender means the same.
+    pub shutdown: watch::Receiver<bool>,
+}
+
+impl Common {
+    /// Returns when the daemon is to end.
+    pub async fn stopped(&self) {
+        let mut shutdown = self.shutdown.clone();
+        // An error means that the sender is gone: the daemon is ending.
+        let _ended = shutdown.wait_for(|stop| *stop).await;
+    }
+}
