@@ -45,8 +45,9 @@ add_modules() {
     done <<<"$list" >"$root/modules.list"
 }
 
-# pack_initrd ROOT FILE: a cpio archive compressed with what every Debian kernel reads and what unpacks fastest.
+# pack_initrd ROOT FILE: a compressed cpio archive, padded to 4 bytes: the kernel reads another archive behind it only there.
 pack_initrd() {
     (cd "$1" && find . -print0 | sort -z | cpio --null --quiet --create --format=newc --reproducible --owner=0:0) |
         zstd -q -10 -o "$2"
+    truncate -s %4 "$2"
 }

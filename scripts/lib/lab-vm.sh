@@ -53,8 +53,8 @@ lab_qemu() {
     *) die "LAB_ACCEL is '$LAB_ACCEL'; it must be tcg or kvm" ;;
     esac
     local disk
-    disk=$("$repo_root/scripts/images/build" --lab-disk 2>/dev/null || true)
-    if [[ $disk ]]; then
+    disk=$(readlink "$repo_root/.lab/images" || true)-disk/images.ext4
+    if [[ -e $disk ]]; then
         images_disk=(-drive "if=none,id=images,format=raw,readonly=on,cache=unsafe,file=$disk" -device virtio-blk-pci,drive=images)
     fi
     qemu-system-x86_64 -name "mashines-lab-$lab_name" -M q35 "${accel[@]}" \
