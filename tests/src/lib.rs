@@ -16,6 +16,7 @@ pub mod daemons;
 pub mod disk;
 pub mod figures;
 pub mod guest;
+pub mod monitor;
 pub mod netns;
 pub mod peer;
 pub mod person;
