@@ -21,6 +21,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use mashines_fleet::daemon::Common;
 use mashines_fleet::view::View;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UdpSocket};
@@ -37,6 +38,16 @@ pub struct Config {
     /// Addresses that UDP and TCP are served on. Name each public address: behind `0.0.0.0` or `::` a host with
     /// several addresses would answer from another one than it was asked at.
     pub listen: Vec<SocketAddr>,
+}
+
+/// The role: binds, then serves until the daemon ends.
+///
+/// # Errors
+/// An address cannot be bound, or a socket failed; the error names it.
+pub async fn run(config: Config, common: Common) -> anyhow::Result<()> {
+    let server = Server::bind(&config).await?;
+    info!(addresses = ?server.addresses()?, "name server listens");
+    server.serve(common.view.clone(), async move { common.stopped().await }).await
 }
 
 /// Sockets that are bound, so that whoever started them can say where before the first question comes.

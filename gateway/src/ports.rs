@@ -1,0 +1,201 @@
+//! Shared IPv4 ports: `entry:port` is spliced to port 22 of the machine that owns it.
+//!
+//! Which ports are open is a projection of the replica ([`wanted`]): those that a machine has at this entry. A listener looks its
+//! machine up at each connection, so that a port given to another machine needs no new listener. Connections that stand are not
+//! touched by any of this: through a move they go on, since the machine keeps its address.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mashines_fleet::id::HostId;
+use mashines_fleet::view::View;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::{debug, info, warn};
+
+use crate::dial::{dial, prepare};
+use crate::directory::{is_alive, not_running};
+use crate::limits::{Door, Limits, Slot};
+use crate::splice;
+
+/// Pause before a port that could not be bound, or an accept that failed, is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How long a client is given to take the line that says why it is turned away.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Where a port leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// The machine's name, for messages.
+    pub slug: String,
+    /// The machine's address.
+    pub ipv6: Ipv6Addr,
+    /// Why it cannot be entered now.
+    pub closed: Option<String>,
+}
+
+/// The ports that this entry listens on, by number.
+pub fn wanted(view: &View, entry: &HostId) -> BTreeMap<u16, Target> {
+    let here = |machine: &&Arc<mashines_fleet::record::Machine>| is_alive(machine);
+    let machines = view.machines.values().filter(here);
+    machines
+        .filter_map(|machine| {
+            let port = machine.net.ssh_port.as_ref().filter(|port| port.entry == *entry)?;
+            let target = Target {
+                slug: machine.slug.to_string(),
+                ipv6: machine.net.ipv6,
+                closed: not_running(machine),
+            };
+            Some((port.port, target))
+        })
+        .collect()
+}
+
+/// The shared ports of one entry.
+#[derive(Debug)]
+pub struct Ports {
+    /// The entry whose ports these are.
+    pub entry: HostId,
+    /// Addresses that each port is bound at.
+    pub bind: Vec<IpAddr>,
+    /// The port of machines' sshd.
+    pub machine_port: u16,
+    /// Connections allowed through all ports together.
+    pub limits: Limits,
+}
+
+impl Ports {
+    /// Follows `views` until the replica ends.
+    pub async fn serve(self, mut views: watch::Receiver<Arc<View>>) -> anyhow::Result<()> {
+        let door = Door::new(self.limits);
+        let (table, targets) = watch::channel(Arc::new(BTreeMap::new()));
+        let mut listeners: BTreeMap<SocketAddr, Listening> = BTreeMap::new();
+        loop {
+            let now = wanted(&views.borrow_and_update(), &self.entry);
+            let sockets = now.keys().flat_map(|port| self.bind.iter().map(|ip| SocketAddr::new(*ip, *port)));
+            let sockets: Vec<SocketAddr> = sockets.collect();
+            table.send_replace(Arc::new(now));
+            listeners.retain(|socket, _| sockets.contains(socket));
+            for socket in sockets {
+                listeners.entry(socket).or_insert_with(|| {
+                    let spliced = Spliced { machine_port: self.machine_port, door: Arc::clone(&door) };
+                    Listening(tokio::spawn(spliced.listen(socket, targets.clone())))
+                });
+            }
+            if views.changed().await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// A listener that closes when dropped; its connections go on.
+#[derive(Debug)]
+struct Listening(JoinHandle<()>);
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+type Targets = watch::Receiver<Arc<BTreeMap<u16, Target>>>;
+
+#[derive(Debug, Clone)]
+struct Spliced {
+    machine_port: u16,
+    door: Arc<Door>,
+}
+
+impl Spliced {
+    async fn listen(self, socket: SocketAddr, targets: Targets) {
+        let listener = bind(socket).await;
+        info!(%socket, "shared port listens");
+        loop {
+            match listener.accept().await {
+                Ok((stream, peer)) => self.admit(stream, peer, socket.port(), &targets),
+                Err(error) => {
+                    warn!(%error, %socket, "accepting on a shared port");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    fn admit(&self, stream: TcpStream, peer: SocketAddr, port: u16, targets: &Targets) {
+        let slot = self.door.enter(peer.ip(), Instant::now());
+        let target = targets.borrow().get(&port).cloned();
+        let machine_port = self.machine_port;
+        tokio::spawn(async move {
+            let outcome = match (slot, target) {
+                (Err(refusal), _) => Err((stream, refusal.to_string())),
+                (_, None) => Err((stream, "no machine owns this port any more".to_owned())),
+                (Ok(slot), Some(target)) => connect(stream, &target, machine_port, slot).await,
+            };
+            match outcome {
+                Ok(moved) => debug!(%peer, port, ?moved, "shared port: connection ended"),
+                Err((stream, why)) => {
+                    debug!(%peer, port, %why, "shared port: turned away");
+                    farewell(stream, &why).await;
+                }
+            }
+        });
+    }
+}
+
+async fn connect(
+    client: TcpStream,
+    target: &Target,
+    machine_port: u16,
+    _slot: Slot,
+) -> Result<Option<splice::Moved>, (TcpStream, String)> {
+    if let Some(why) = &target.closed {
+        return Err((client, why.clone()));
+    }
+    let machine = match dial(SocketAddr::new(target.ipv6.into(), machine_port)).await {
+        Ok(machine) => machine,
+        Err(error) => return Err((client, format!("machine {} cannot be reached: {error}", target.slug))),
+    };
+    if let Err(error) = prepare(&client) {
+        return Err((client, format!("the connection broke: {error}")));
+    }
+    // A connection that ends in a reset is nobody's fault here: it only has no figures.
+    Ok(splice::join(&client, &machine).await.ok())
+}
+
+/// Says why before closing. An SSH server may send lines before its version (RFC 4253 §4.2); `ssh -v` shows them.
+pub async fn farewell(mut stream: TcpStream, why: &str) {
+    let line = format!("mashines: {why}\r\n");
+    let said = tokio::time::timeout(FAREWELL, async {
+        stream.write_all(line.as_bytes()).await?;
+        stream.shutdown().await
+    });
+    let _gone = said.await;
+}
+
+/// Binds, trying again for as long as the listener is wanted: whatever holds the port may let go of it.
+async fn bind(socket: SocketAddr) -> TcpListener {
+    let mut complained = false;
+    loop {
+        match TcpListener::bind(socket).await {
+            Ok(listener) => return listener,
+            Err(error) => {
+                if !complained {
+                    complain(socket, &error);
+                    complained = true;
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+fn complain(socket: SocketAddr, error: &io::Error) {
+    warn!(%socket, %error, "a machine's shared port cannot be listened on; trying again every second: does something else hold it?");
+}
