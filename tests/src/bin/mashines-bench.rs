@@ -43,7 +43,10 @@ struct Round {
     sent: f64,
 }
 
-const ROWS: [(&str, fn(&Round) -> f64); 5] = [
+/// A row of the report: its name and its value in a round.
+type Row = (&'static str, fn(&Round) -> f64);
+
+const ROWS: [Row; 5] = [
     ("blackout ms", |r| r.blackout),
     ("network gap ms", |r| r.gap),
     ("packets lost", |r| r.lost),
@@ -264,7 +267,7 @@ fn initrd(dir: &Path, guest: Ipv6Addr) -> Result<PathBuf> {
     }))?;
     let mut bytes = fs::read(Path::new(IMAGE).join("initrd"))?;
     bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes.extend(mashines_guest::config_archive(&config));
+    bytes.extend(mashines_guest::config_archive(&config)?);
     let path = dir.join("initrd");
     fs::write(&path, bytes)?;
     Ok(path)
