@@ -3,12 +3,18 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Method;
+use mashines_fleet::api;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{CliError, Exit};
+use crate::suggest;
+
+/// How long a call may take that is answered from the store.
+const SOON: Duration = Duration::from_secs(30);
 
 /// The answer to one call: the JSON of a 2xx (`null` for an empty body), or why not.
 pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<serde_json::Value, CallError>> + Send + 'a>>;
@@ -16,8 +22,21 @@ pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<serde_json::Value, Call
 /// One request to the API, one answer. Brings its own proof of who asks: a bearer token, or an entry's certificate and the
 /// account's header.
 pub trait Transport: Send + Sync {
-    /// Calls `path` (it begins with `/` and holds the query).
-    fn call<'a>(&'a self, method: Method, path: &'a str, body: Option<serde_json::Value>) -> Answer<'a>;
+    /// Makes the call.
+    fn call<'a>(&'a self, request: Request<'a>) -> Answer<'a>;
+}
+
+/// One call.
+#[derive(Debug, Clone)]
+pub struct Request<'a> {
+    /// The method.
+    pub method: Method,
+    /// The path: begins with `/`, holds the query.
+    pub path: &'a str,
+    /// The JSON body.
+    pub body: Option<serde_json::Value>,
+    /// How long the answer may take.
+    pub timeout: Duration,
 }
 
 /// Why a call gave no answer.
@@ -48,24 +67,9 @@ impl Client {
         Self { transport: Arc::new(transport) }
     }
 
-    /// Calls and decodes. `what` is the attempt in words, for the error: "list the machines".
-    pub async fn call<T: DeserializeOwned>(
-        &self,
-        what: &str,
-        method: Method,
-        path: &str,
-        body: Option<serde_json::Value>,
-    ) -> Result<T, CliError> {
-        let value = self.transport.call(method, path, body).await.map_err(|e| e.into_cli(what))?;
-        serde_json::from_value(value).map_err(|e| {
-            CliError::failed(format!("cannot {what}: the API's answer to {path} is not understood: {e}"))
-                .next("compare `mashines --version` with the version of the fleet")
-        })
-    }
-
-    /// GET.
+    /// GET. `what` is the attempt in words, for the error: "list the machines".
     pub async fn get<T: DeserializeOwned>(&self, what: &str, path: &str) -> Result<T, CliError> {
-        self.call(what, Method::GET, path, None).await
+        self.call(what, Method::GET, path, None, SOON).await
     }
 
     /// POST.
@@ -75,14 +79,120 @@ impl Client {
         path: &str,
         body: &impl Serialize,
     ) -> Result<T, CliError> {
+        self.post_within(what, path, body, SOON).await
+    }
+
+    /// POST whose answer may take `timeout`.
+    pub async fn post_within<T: DeserializeOwned>(
+        &self,
+        what: &str,
+        path: &str,
+        body: &impl Serialize,
+        timeout: Duration,
+    ) -> Result<T, CliError> {
         let body = serde_json::to_value(body)
             .map_err(|e| CliError::failed(format!("cannot {what}: cannot encode the request: {e}")))?;
-        self.call(what, Method::POST, path, Some(body)).await
+        self.call(what, Method::POST, path, Some(body), timeout).await
     }
 
     /// DELETE; the answer's body is of no interest.
     pub async fn delete(&self, what: &str, path: &str) -> Result<(), CliError> {
-        self.call::<serde_json::Value>(what, Method::DELETE, path, None).await.map(drop)
+        self.call::<serde_json::Value>(what, Method::DELETE, path, None, SOON).await.map(drop)
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        what: &str,
+        method: Method,
+        path: &str,
+        body: Option<serde_json::Value>,
+        timeout: Duration,
+    ) -> Result<T, CliError> {
+        let request = Request { method, path, body, timeout };
+        let value = self.transport.call(request).await.map_err(|e| e.into_cli(what))?;
+        serde_json::from_value(value).map_err(|e| {
+            CliError::failed(format!("cannot {what}: the API's answer to {path} is not understood: {e}"))
+                .next("compare `mashines --version` with the version of the fleet")
+        })
+    }
+
+    /// The account that asks.
+    pub async fn account(&self) -> Result<api::Account, CliError> {
+        self.get("read the account", "/v1/account").await
+    }
+
+    /// The account's machines.
+    pub async fn machines(&self) -> Result<Vec<api::Machine>, CliError> {
+        self.get("list the machines", "/v1/machines").await
+    }
+
+    /// A machine by name or id; for an unknown one, the error names the nearest.
+    pub async fn machine(&self, name: &str) -> Result<api::Machine, CliError> {
+        let path = format!("/v1/machines/{}", segment(name)?);
+        match self.get(&format!("find machine `{name}`"), &path).await {
+            Err(error) if error.exit == Exit::NotFound => {
+                let known = self.machines().await?;
+                Err(unknown("machine", name, known.iter().map(|m| m.slug.as_str()), "mashines ls"))
+            }
+            answer => answer,
+        }
+    }
+
+    /// A volume by name or id; a name that several apps use is ambiguous.
+    pub async fn volume(&self, name: &str) -> Result<api::Volume, CliError> {
+        let mut known: Vec<api::Volume> = self.get("list the volumes", "/v1/volumes").await?;
+        let fits = |v: &api::Volume| v.id.as_str() == name || v.name == name;
+        match known.iter().filter(|v| fits(v)).count() {
+            0 => Err(unknown("volume", name, known.iter().map(|v| v.name.as_str()), "mashines volumes ls")),
+            1 => {
+                known.retain(fits);
+                known.pop().ok_or_else(|| {
+                    CliError::failed(format!("volume `{name}` went away while it was looked for"))
+                })
+            }
+            many => Err(CliError::usage(format!("{many} volumes are named `{name}`, in different apps"))
+                .next("give its id, from: mashines volumes ls")),
+        }
+    }
+
+    /// The hosts; administrators only.
+    pub async fn hosts(&self) -> Result<Vec<api::Host>, CliError> {
+        self.get("list the hosts", "/v1/hosts").await
+    }
+
+    /// A host by id; for an unknown one, the error names the nearest.
+    pub async fn host(&self, name: &str) -> Result<api::Host, CliError> {
+        let known = self.hosts().await?;
+        match known.iter().find(|h| h.id.as_str() == name) {
+            Some(host) => Ok(host.clone()),
+            None => Err(unknown("host", name, known.iter().map(|h| h.id.as_str()), "mashines hosts")),
+        }
+    }
+}
+
+/// The path of a machine and what follows: `/v1/apps/default/machines/0123…/stop`.
+pub fn machine_path(machine: &api::Machine, rest: &str) -> String {
+    format!("/v1/apps/{}/machines/{}{rest}", machine.app, machine.id)
+}
+
+/// The error for a name that does not exist, with the nearest that does.
+pub fn unknown<'a>(kind: &str, name: &str, known: impl IntoIterator<Item = &'a str>, list: &str) -> CliError {
+    match suggest::nearest(name, known) {
+        Some(near) => {
+            CliError::new(Exit::NotFound, format!("no {kind} `{name}`; did you mean `{near}`?")).next(list)
+        }
+        None => CliError::new(Exit::NotFound, format!("no {kind} `{name}`")).next(list),
+    }
+}
+
+/// A name as one path segment. Names never hold what would need escaping, so anything else is a typing error.
+fn segment(name: &str) -> Result<&str, CliError> {
+    let usable = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if !name.is_empty() && name.len() <= 80 && name.chars().all(usable) {
+        Ok(name)
+    } else {
+        Err(CliError::usage(format!("{name:?} cannot be a name: names are of letters, digits and hyphens"))
+            .next("mashines ls"))
     }
 }
 

@@ -16,11 +16,20 @@
 
 pub mod client;
 pub mod commands;
+pub mod doors;
 pub mod error;
+pub mod figures;
+pub mod https;
+pub mod parse;
+pub mod progress;
 pub mod session;
+pub mod settings;
+pub mod ssh;
+pub mod suggest;
+pub mod text;
 pub mod words;
 
-pub use client::{Client, Transport};
+pub use client::{CallError, Client, Request, Transport};
 pub use commands::{command_names, complete, run};
 pub use error::{CliError, Exit};
 pub use session::{Place, Session};

@@ -1,14 +1,39 @@
 //! The command tree: one file a command. This module holds what all share: global options, dispatch, how an error is told.
 
 mod completions;
+mod cordon;
+mod cp;
+mod drain;
+mod enter;
+mod exec;
+mod hosts;
+mod launch;
+mod login;
+mod logs;
+mod ls;
+mod migrate;
+mod migrations;
+mod restart;
+mod rm;
+mod show;
+mod ssh_config;
+mod start;
+mod stop;
+mod volumes;
+mod wait;
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use mashines_fleet::api::Machine;
+use mashines_fleet::id::AppName;
+use serde::Serialize;
 
 use crate::client::Client;
 use crate::error::{CliError, Exit};
 use crate::session::{Place, Session};
+use crate::{https, settings, ssh};
 
 /// Machines with their own kernel, address and name, that move between hosts while they run.
 #[derive(Parser)]
@@ -32,6 +57,48 @@ exec, enter and cp end with the remote command's own code otherwise.";
 
 #[derive(Subcommand)]
 enum Command {
+    /// Store where the API is and your token
+    Login(login::Args),
+    /// Make a machine and wait until it is ready
+    Launch(launch::Args),
+    /// List the machines
+    #[command(visible_alias = "list")]
+    Ls(ls::Args),
+    /// Show one machine: state, addresses, ways in, events
+    Show(show::Args),
+    /// Enter a machine by ssh
+    #[command(visible_alias = "ssh")]
+    Enter(enter::Args),
+    /// Run a command in a machine through its agent
+    Exec(exec::Args),
+    /// Copy files to or from a machine
+    Cp(cp::Args),
+    /// Start a stopped machine
+    Start(start::Args),
+    /// Stop a machine
+    Stop(stop::Args),
+    /// Stop a machine and start it again
+    Restart(restart::Args),
+    /// Remove machines
+    Rm(rm::Args),
+    /// Move a running machine to another host
+    Migrate(migrate::Args),
+    /// List, show and cancel moves
+    Migrations(migrations::Args),
+    /// Print a machine's console
+    Logs(logs::Args),
+    /// List, make and remove volumes
+    Volumes(volumes::Args),
+    /// List the hosts
+    Hosts(hosts::Args),
+    /// Move every machine off a host
+    Drain(drain::Args),
+    /// Let a host take no new machines
+    Cordon(cordon::Args),
+    /// Let a host take new machines again
+    Uncordon(cordon::Args),
+    /// Print lines for ~/.ssh/config
+    SshConfig(ssh_config::Args),
     /// Print the completion script of a shell
     Completions(completions::Args),
 }
@@ -46,14 +113,12 @@ struct Context<'a> {
 pub async fn run(args: impl IntoIterator<Item = impl Into<OsString>>, session: &mut Session) -> u8 {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
     let json = wants_json(&args);
-    let outcome = match parse(args, session) {
-        Ok(cli) => {
-            let mut context = Context { session, json: cli.json };
-            dispatch(cli.command, &mut context).await
-        }
+    let cli = match parse(args, session) {
+        Ok(cli) => cli,
         Err(error) => return told_by_clap(&error, json, session).await,
     };
-    match outcome {
+    let json = cli.json;
+    match dispatch(cli.command, &mut Context { session, json }).await {
         Ok(exit) => exit.code(),
         Err(error) => {
             // A writer that fails here has nobody behind it any more: the exit code is all that is left to give.
@@ -121,20 +186,77 @@ async fn told_by_clap(error: &clap::Error, json: bool, session: &mut Session) ->
 
 async fn dispatch(command: Command, context: &mut Context<'_>) -> Result<Exit, CliError> {
     match command {
+        Command::Login(args) => login::run(args, context).await,
+        Command::Launch(args) => launch::run(args, context).await,
+        Command::Ls(args) => ls::run(args, context).await,
+        Command::Show(args) => show::run(args, context).await,
+        Command::Enter(args) => enter::run(args, context).await,
+        Command::Exec(args) => exec::run(args, context).await,
+        Command::Cp(args) => cp::run(args, context).await,
+        Command::Start(args) => start::run(args, context).await,
+        Command::Stop(args) => stop::run(args, context).await,
+        Command::Restart(args) => restart::run(args, context).await,
+        Command::Rm(args) => rm::run(args, context).await,
+        Command::Migrate(args) => migrate::run(args, context).await,
+        Command::Migrations(args) => migrations::run(args, context).await,
+        Command::Logs(args) => logs::run(args, context).await,
+        Command::Volumes(args) => volumes::run(args, context).await,
+        Command::Hosts(args) => hosts::run(args, context).await,
+        Command::Drain(args) => drain::run(args, context).await,
+        Command::Cordon(args) => cordon::close(args, context).await,
+        Command::Uncordon(args) => cordon::open(args, context).await,
+        Command::SshConfig(args) => ssh_config::run(args, context).await,
         Command::Completions(args) => completions::run(args, context).await,
     }
 }
 
 impl Context<'_> {
     /// The API: the session's, or the one of the person's settings.
-    fn client(&self) -> Result<Client, CliError> {
-        match &self.session.client {
-            Some(client) => Ok(client.clone()),
-            None => {
-                Err(CliError::new(Exit::Denied, "not logged in")
-                    .next("mashines login --api URL --token TOKEN"))
-            }
+    fn client(&mut self) -> Result<Client, CliError> {
+        if let Some(client) = &self.session.client {
+            return Ok(client.clone());
         }
+        let client = https::client(&settings::load(&process_environment)?)?;
+        self.session.client = Some(client.clone());
+        Ok(client)
+    }
+
+    /// The answer: `document` with `--json`, else `text`.
+    async fn answer(&mut self, document: &impl Serialize, text: &str) -> Result<Exit, CliError> {
+        if self.json {
+            let json = serde_json::to_string_pretty(document)
+                .map_err(|e| CliError::failed(format!("cannot encode the answer: {e}")))?;
+            self.session.out(&format!("{json}\n")).await?;
+        } else {
+            self.session.out(text).await?;
+        }
+        Ok(Exit::Ok)
+    }
+
+    /// The answer of a command that changed a machine: the machine, or one sentence.
+    async fn settled(&mut self, machine: Machine, told: &str) -> Result<Exit, CliError> {
+        let text = format!("{} {told}\n", machine.slug);
+        self.answer(&machine, &text).await
+    }
+
+    /// Asks before something that cannot be undone; `yes` is the line that does it unasked.
+    async fn sure(&mut self, question: &str, yes: &str) -> Result<(), CliError> {
+        if self.session.stdin.is_none() {
+            return Err(
+                CliError::usage("this cannot be undone, and there is no terminal to ask on").next(yes)
+            );
+        }
+        match self.session.confirm(question).await? {
+            true => Ok(()),
+            false => Err(CliError::failed("nothing was done")),
+        }
+    }
+
+    /// The file that makes ssh trust this fleet's machines, written beside the settings.
+    async fn known_hosts(&mut self) -> Result<Option<PathBuf>, CliError> {
+        let account = self.client()?.account().await?;
+        let settings = settings::path(&process_environment)?;
+        ssh::write_known_hosts(&account, settings.parent().unwrap_or(Path::new(".")))
     }
 
     /// Refuses a command that needs the person's own files or terminal; `instead` is what to type there.
@@ -147,4 +269,14 @@ impl Context<'_> {
             .next(instead.replace("{gateway}", gateway))),
         }
     }
+}
+
+/// The process's own environment, for a local session.
+fn process_environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// An app's name as a path segment.
+fn app(name: &str) -> Result<AppName, CliError> {
+    name.parse().map_err(|why: mashines_fleet::id::BadId| CliError::usage(why.to_string()))
 }

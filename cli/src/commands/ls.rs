@@ -1,0 +1,60 @@
+//! `mashines ls`: the account's machines.
+
+use mashines_fleet::api::Machine;
+
+use super::{Context, wait};
+use crate::error::{CliError, Exit};
+use crate::text::{self, Table};
+
+/// Which.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  mashines ls
+  mashines ls --app shop --host b
+  mashines ls --json | jq -r '.[] | select(.state == \"started\") | .name'")]
+pub(super) struct Args {
+    /// Only those of this app
+    #[arg(long)]
+    app: Option<String>,
+    /// Only those on this host
+    #[arg(long)]
+    host: Option<String>,
+}
+
+pub(super) async fn run(args: Args, context: &mut Context<'_>) -> Result<Exit, CliError> {
+    let mut machines = context.client()?.machines().await?;
+    machines.retain(|m| {
+        args.app.as_deref().is_none_or(|app| m.app.as_str() == app)
+            && args.host.as_deref().is_none_or(|host| m.host.as_ref().is_some_and(|h| h.as_str() == host))
+    });
+    let text = table(&machines, text::now_ms());
+    context.answer(&machines, &text).await
+}
+
+fn table(machines: &[Machine], now_ms: u64) -> String {
+    if machines.is_empty() {
+        return "no machines; make one with: mashines launch --name NAME\n".to_owned();
+    }
+    let mut table = Table::new(["NAME", "STATE", "IMAGE", "CPU", "MEMORY", "HOST", "IPV6", "AGE"]);
+    for m in machines {
+        table.row([
+            m.slug.to_string(),
+            state(m),
+            m.image_ref.repository.to_string(),
+            m.config.guest.cpus.to_string(),
+            text::mebibytes(m.config.guest.memory_mb),
+            m.host.as_ref().map_or("-".to_owned(), ToString::to_string),
+            m.ipv6.to_string(),
+            text::age_of(now_ms, &m.created_at),
+        ]);
+    }
+    table.render()
+}
+
+/// The state, and that it moves just now.
+fn state(machine: &Machine) -> String {
+    match machine.migration {
+        Some(_) => format!("{}, moving", wait::word(machine.state)),
+        None => wait::word(machine.state).to_owned(),
+    }
+}

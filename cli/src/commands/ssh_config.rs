@@ -1,0 +1,63 @@
+//! `mashines ssh-config`: lines for `~/.ssh/config`, so that plain `ssh web`, editors and rsync find the machines.
+
+use mashines_fleet::api::{Account, Machine};
+use serde::Serialize;
+
+use super::Context;
+use crate::error::{CliError, Exit};
+use crate::ssh;
+
+/// How.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  mashines ssh-config > ~/.ssh/mashines    # and in ~/.ssh/config, at its top: Include mashines
+  mashines ssh-config --known-hosts >> ~/.ssh/known_hosts")]
+pub(super) struct Args {
+    /// Print the line for known_hosts that makes every machine trusted, instead
+    #[arg(long)]
+    known_hosts: bool,
+}
+
+/// The JSON of it.
+#[derive(Serialize)]
+struct Printed {
+    ssh_config: String,
+    known_hosts: String,
+}
+
+pub(super) async fn run(args: Args, context: &mut Context<'_>) -> Result<Exit, CliError> {
+    let client = context.client()?;
+    let account = client.account().await?;
+    let machines = client.machines().await?;
+    let printed =
+        Printed { ssh_config: config(&account, &machines), known_hosts: ssh::known_hosts(&account) };
+    if args.known_hosts && printed.known_hosts.is_empty() {
+        return Err(CliError::failed("this fleet has no SSH CA: its machines' keys are known one by one"));
+    }
+    let text = if args.known_hosts { printed.known_hosts.clone() } else { printed.ssh_config.clone() };
+    context.answer(&printed, &text).await
+}
+
+/// Short names for each machine, addresses and all, so that it also works where the fleet's DNS is not asked.
+fn config(account: &Account, machines: &[Machine]) -> String {
+    let domain = &account.domain;
+    let blocks: Vec<String> = machines
+        .iter()
+        .map(|m| {
+            let host = format!("Host {0} {1}\n  HostName {2}\n  HostKeyAlias {1}\n  User root\n", m.slug, m.fqdn, m.ipv6);
+            match &m.ssh {
+                None => host,
+                Some(door) => {
+                    let address = door.ipv4.first().map_or_else(|| door.ipv4_host.clone(), ToString::to_string);
+                    let (slug, fqdn, port) = (&m.slug, &m.fqdn, door.port);
+                    format!("{host}\nHost {slug}-ipv4\n  HostName {address}\n  Port {port}\n  HostKeyAlias {fqdn}\n  User root\n")
+                }
+            }
+        })
+        .collect();
+    format!(
+        "# The machines of account {} at {domain}, by `mashines ssh-config`.\n{}",
+        account.id,
+        blocks.join("\n")
+    )
+}
