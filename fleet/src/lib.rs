@@ -9,5 +9,8 @@ pub mod id;
 pub mod key;
 pub mod pki;
 pub mod record;
+pub mod replica;
 pub mod rpc;
+pub mod store;
+pub mod stream;
 pub mod view;
