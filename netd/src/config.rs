@@ -7,7 +7,7 @@ use ipnetwork::{IpNetwork, Ipv6Network};
 use serde::{Deserialize, Serialize};
 
 /// The bytes that VXLAN-GPE over IPv6 adds: IPv6 40, UDP 8, VXLAN 8.
-const GPE_OVERHEAD: u16 = 56;
+pub(crate) const GPE_OVERHEAD: u16 = 56;
 
 /// The bytes that WireGuard over IPv6 adds: IPv6 40, UDP 8, WireGuard 32.
 const WIREGUARD_OVERHEAD: u16 = 80;
@@ -33,6 +33,12 @@ pub struct NetdConfig {
     /// The UDP port of this host's WireGuard.
     #[serde(default = "default_wireguard_port")]
     pub wireguard_port: u16,
+    /// The WireGuard device that netd makes and owns.
+    #[serde(default = "default_wireguard_interface")]
+    pub wireguard_interface: String,
+    /// The VXLAN-GPE device that netd makes and owns.
+    #[serde(default = "default_overlay_interface")]
+    pub overlay_interface: String,
     /// This host's address on the host mesh.
     pub mesh_addr: Ipv6Addr,
     /// The host mesh: every host's `mesh_addr` lies in it.
@@ -100,4 +106,12 @@ fn default_underlay_mtu() -> u16 {
 
 fn default_wireguard_port() -> u16 {
     51820
+}
+
+fn default_wireguard_interface() -> String {
+    "wg0".to_owned()
+}
+
+fn default_overlay_interface() -> String {
+    "gx".to_owned()
 }

@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnetwork::Ipv6Network;
+use serde::{Deserialize, Serialize};
 
 /// The fleet as of one revision.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetView {
     /// The revision of the records; 0 when nothing is known yet.
     pub revision: u64,
@@ -20,7 +21,7 @@ pub struct NetView {
 }
 
 /// A host or an entry, as its peers reach it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostPeer {
     /// Its id.
     pub host_id: String,
@@ -35,7 +36,7 @@ pub struct HostPeer {
 }
 
 /// Where a machine is, by the fleet's records.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineRoute {
     /// The machine.
     pub machine_id: String,

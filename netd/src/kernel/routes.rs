@@ -1,0 +1,190 @@
+//! Routes of netd's two tables: a machine here is `ADDRESS dev TAP`, one elsewhere is
+//! `ADDRESS encap ip6 id VNI dst HOST dev OVERLAY` (a lightweight tunnel: `lwtunnel` in the kernel's documentation).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures_util::TryStreamExt;
+use ipnetwork::IpNetwork;
+use nix::net::if_::{if_indextoname, if_nametoindex};
+use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteIp6Tunnel, RouteIpTunnel, RouteLwTunnelEncap, RouteMessage,
+    RouteProtocol, RouteScope, RouteType,
+};
+
+use super::{EGRESS_TABLE, Kernel, MACHINES_TABLE, absent_is_fine, wrap};
+use crate::api::TAP_PREFIX;
+use crate::error::Error;
+use crate::plan::{RouteKey, Table, Target};
+
+/// Marks netd's routes for people who look at the table: `proto 109`.
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(109);
+
+/// The hop limit of the outer header: hosts may be several routers apart.
+const OUTER_HOPS: u8 = 64;
+
+impl Table {
+    fn id(self) -> u8 {
+        match self {
+            Self::Machines => MACHINES_TABLE,
+            Self::Egress => EGRESS_TABLE,
+        }
+    }
+}
+
+impl Kernel {
+    /// Makes the route, or turns the one that is there, in one message.
+    pub async fn put_route(&self, key: &RouteKey, target: &Target, overlay: &str) -> Result<(), Error> {
+        let describe = || format!("route {} to {target}", key.prefix);
+        let device = match target {
+            Target::Tap(tap) => Some(tap.as_str()),
+            Target::Host { .. } => Some(overlay),
+            Target::Unreachable => None,
+        };
+        let index = device.map(|device| {
+            if_nametoindex(device).map_err(|errno| Error::Kernel {
+                operation: "find the interface for",
+                object: describe(),
+                source: io::Error::from(errno),
+            })
+        });
+        let message = put_message(key, target, index.transpose()?);
+        let put = self.handle.route().add(message).replace().execute().await;
+        put.map_err(wrap("replace", describe))
+    }
+
+    /// Takes the route away; one that is not there is taken away already.
+    pub async fn drop_route(&self, key: &RouteKey) -> Result<(), Error> {
+        let mut message = message_to(key);
+        message.header.scope = RouteScope::NoWhere;
+        message.header.protocol = RouteProtocol::Unspec;
+        message.header.kind = RouteType::Unspec;
+        let dropped = self.handle.route().del(message).execute().await;
+        absent_is_fine(dropped.map_err(wrap("delete", || format!("route {}", key.prefix))))
+    }
+
+    /// What netd's tables hold; a target is none where the route is not of a shape that netd makes.
+    pub async fn routes(&self, overlay: &str) -> Result<BTreeMap<RouteKey, Option<Target>>, Error> {
+        let mut found = BTreeMap::new();
+        for all in
+            [RouteMessageBuilder::<Ipv6Addr>::new().build(), RouteMessageBuilder::<Ipv4Addr>::new().build()]
+        {
+            let routes: Vec<RouteMessage> = self
+                .handle
+                .route()
+                .get(all)
+                .execute()
+                .try_collect()
+                .await
+                .map_err(wrap("list", || "the routes".into()))?;
+            found.extend(routes.iter().filter_map(|route| read(route, overlay)));
+        }
+        Ok(found)
+    }
+}
+
+fn message_to(key: &RouteKey) -> RouteMessage {
+    let length = key.prefix.prefix();
+    let table = key.table.id().into();
+    match key.prefix.ip() {
+        IpAddr::V6(address) => {
+            RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, length).table_id(table).build()
+        }
+        IpAddr::V4(address) => {
+            RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, length).table_id(table).build()
+        }
+    }
+}
+
+fn put_message(key: &RouteKey, target: &Target, index: Option<u32>) -> RouteMessage {
+    let mut message = message_to(key);
+    message.header.protocol = PROTOCOL;
+    if index.is_some() && key.prefix.is_ipv4() {
+        // IPv4 refuses a route without a gateway in any wider scope.
+        message.header.scope = RouteScope::Link;
+    }
+    message.attributes.extend(index.map(RouteAttribute::Oif));
+    match target {
+        Target::Tap(_) => {}
+        Target::Unreachable => message.header.kind = RouteType::Unreachable,
+        Target::Host { via, vni } => {
+            let encap = match via {
+                IpAddr::V6(dst) => vec![
+                    RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Id((*vni).into())),
+                    RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Destination(*dst)),
+                    RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Hoplimit(OUTER_HOPS)),
+                ],
+                IpAddr::V4(dst) => vec![
+                    RouteLwTunnelEncap::Ip(RouteIpTunnel::Id((*vni).into())),
+                    RouteLwTunnelEncap::Ip(RouteIpTunnel::Destination(*dst)),
+                    RouteLwTunnelEncap::Ip(RouteIpTunnel::Ttl(OUTER_HOPS)),
+                ],
+            };
+            let kind = match via {
+                IpAddr::V6(_) => rtnetlink::packet_route::route::RouteLwEnCapType::Ip6,
+                IpAddr::V4(_) => rtnetlink::packet_route::route::RouteLwEnCapType::Ip,
+            };
+            message.attributes.push(RouteAttribute::EncapType(kind));
+            message.attributes.push(RouteAttribute::Encap(encap));
+        }
+    }
+    message
+}
+
+fn read(route: &RouteMessage, overlay: &str) -> Option<(RouteKey, Option<Target>)> {
+    let table = match route.header.table {
+        MACHINES_TABLE => Table::Machines,
+        EGRESS_TABLE => Table::Egress,
+        _ => return None,
+    };
+    let mut destination = None;
+    let mut device = None;
+    let mut via = None;
+    let mut vni = 0;
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(a)) => destination = Some(IpAddr::V4(*a)),
+            RouteAttribute::Destination(RouteAddress::Inet6(a)) => destination = Some(IpAddr::V6(*a)),
+            RouteAttribute::Oif(index) => {
+                device = if_indextoname(*index).ok().and_then(|n| n.into_string().ok())
+            }
+            RouteAttribute::Encap(encap) => (via, vni) = read_encap(encap),
+            _ => {}
+        }
+    }
+    let any = if route.header.address_family == rtnetlink::packet_route::AddressFamily::Inet {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+    } else {
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+    };
+    let length = route.header.destination_prefix_length;
+    let prefix = IpNetwork::new(destination.unwrap_or(any), length).ok()?;
+    let target = match (route.header.kind, device, via) {
+        (RouteType::Unreachable, ..) => Some(Target::Unreachable),
+        (RouteType::Unicast, Some(device), Some(via)) if device == overlay => Some(Target::Host { via, vni }),
+        (RouteType::Unicast, Some(device), None) if device.starts_with(TAP_PREFIX) => {
+            Some(Target::Tap(device))
+        }
+        _ => None,
+    };
+    Some((RouteKey { table, prefix }, target))
+}
+
+fn read_encap(encap: &[RouteLwTunnelEncap]) -> (Option<IpAddr>, u32) {
+    let mut via = None;
+    let mut vni = 0;
+    for part in encap {
+        match part {
+            RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Destination(a)) => via = Some(IpAddr::V6(*a)),
+            RouteLwTunnelEncap::Ip(RouteIpTunnel::Destination(a)) => via = Some(IpAddr::V4(*a)),
+            RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Id(id))
+            | RouteLwTunnelEncap::Ip(RouteIpTunnel::Id(id)) => {
+                vni = u32::try_from(*id).unwrap_or(u32::MAX);
+            }
+            _ => {}
+        }
+    }
+    (via, vni)
+}
