@@ -218,6 +218,7 @@ fn default_file_mode() -> u32 {
 
 /// The root file system.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Root {
     /// The block device, or [`NO_ROOT`].
     pub device: String,
@@ -276,6 +277,13 @@ mod tests {
         let config: Config = serde_json::from_str(r#"{"machine_id":"m","hostname":"h"}"#).unwrap();
         assert_eq!(config, Config::new("m", "h"));
         assert_eq!(config.root.device, "/dev/vda");
+    }
+
+    #[test]
+    fn a_machine_without_a_root_disk_names_no_file_system() {
+        let config: Config =
+            serde_json::from_str(r#"{"machine_id":"m","hostname":"h","root":{"device":"none"}}"#).unwrap();
+        assert_eq!(config.root.device, NO_ROOT);
     }
 
     #[test]

@@ -20,6 +20,8 @@ use anyhow::{Context, Result, bail};
 use mashines_guest::Config;
 use mashines_guest::protocol::{MAX_LINE, PORT, Request, Response};
 
+pub use clock::status;
+
 use crate::log;
 use vsock::{Listener, Stream};
 
