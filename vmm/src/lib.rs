@@ -1,4 +1,24 @@
 //! One microVM: KVM, devices, live migration.
 
+mod acpi;
 pub mod api;
+mod boot;
+mod bus;
+mod clock;
+mod console_ring;
+mod control;
+mod cpu;
+mod devices;
+mod dirty;
+mod kvm_ext;
+mod layout;
+mod memory;
 pub mod migrate;
+mod num;
+mod power;
+pub mod run;
+mod serial;
+mod virtio;
+mod vm;
+
+pub use vm::Vm;
