@@ -243,3 +243,15 @@ pub enum ErrorCode {
     /// This host's fault.
     Internal,
 }
+
+/// What a member tells control, at every change and every 3 s: `POST /internal/v1/hosts/{id}/report`.
+///
+/// A box that is host and entry may send one report for each role: control unites the roles of both.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The member's own record; `cordoned` and `seen_at` are control's and not looked at.
+    pub host: crate::record::Host,
+    /// What runs there; none from an entry.
+    #[serde(default)]
+    pub state: Option<HostState>,
+}

@@ -6,6 +6,7 @@ pub mod api;
 pub mod daemon;
 pub mod host_api;
 pub mod id;
+pub mod join;
 pub mod key;
 pub mod pki;
 pub mod record;
