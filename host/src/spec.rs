@@ -1,0 +1,252 @@
+//! What a monitor and a guest are told, derived from what control asks for. Pure.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+
+use mashines_fleet::host_api::MachineSpec;
+use mashines_fleet::id::{Epoch, VolumeId};
+use mashines_guest::config::{BUILTIN_BENCH, Config, File, Interface, NO_ROOT, Prefix, Ready, Root, Volume};
+use mashines_vmm::api::{DiskSpec, Hooks, NetSpec, VsockSpec};
+use netd::api::{GATEWAY_V6, GUEST_MTU, tap_name};
+
+use crate::decide::Room;
+use crate::error::{HostError, Result};
+use crate::image::LocalImage;
+use crate::layout::Layout;
+
+/// The context id of every guest: each has a monitor and a socket of its own, so it need not tell them apart.
+const GUEST_CID: u32 = 3;
+
+/// The most CPUs that a monitor gives a guest.
+const MAX_VCPUS: u8 = 8;
+
+/// The least memory that the kernels boot in, MiB.
+const MIN_MEMORY_MIB: u64 = 128;
+
+/// The most disks: `/dev/vda` to `/dev/vdz`.
+const MAX_DISKS: usize = 26;
+
+const MIB: u64 = 1 << 20;
+
+/// Refuses what no monitor could run. Control checks the same for the person who asks; this is the last line.
+pub fn check(spec: &MachineSpec) -> Result<()> {
+    let bad = |what: String| Err(HostError::invalid(format!("machine {}: {what}", spec.id)));
+    let guest = &spec.config.guest;
+    if !(1..=MAX_VCPUS).contains(&guest.cpus) {
+        return bad(format!("{} CPUs: 1 to {MAX_VCPUS} are possible", guest.cpus));
+    }
+    if guest.memory_mb < MIN_MEMORY_MIB {
+        return bad(format!("{} MiB of memory: {MIN_MEMORY_MIB} is the least", guest.memory_mb));
+    }
+    if spec.volumes.len() != spec.config.mounts.len() {
+        return bad(format!("{} mounts but {} volumes", spec.config.mounts.len(), spec.volumes.len()));
+    }
+    if spec.volumes.len() >= MAX_DISKS {
+        return bad(format!("{} volumes: {} are possible", spec.volumes.len(), MAX_DISKS - 1));
+    }
+    for (volume, mount) in spec.volumes.iter().zip(&spec.config.mounts) {
+        if volume.id != mount.volume {
+            return bad(format!("volume {} stands where the mounts name {}", volume.id, mount.volume));
+        }
+        if volume.size_mib == 0 {
+            return bad(format!("volume {} has no size", volume.id));
+        }
+        if !mount.path.starts_with('/') {
+            return bad(format!(
+                "volume {} is mounted at {:?}: an absolute path is needed",
+                volume.id, mount.path
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What a machine takes of its host.
+pub fn room(spec: &MachineSpec, image_bytes: u64) -> Room {
+    Room {
+        vcpus: u32::from(spec.config.guest.cpus),
+        memory_mib: spec.config.guest.memory_mb,
+        disk_mib: image_bytes.div_ceil(MIB).saturating_add(spec.volumes.iter().map(|v| v.size_mib).sum()),
+    }
+}
+
+/// The monitor's spec.
+pub fn monitor(
+    spec: &MachineSpec,
+    epoch: Epoch,
+    image: &LocalImage,
+    layout: &Layout,
+    hooks: Hooks,
+) -> mashines_vmm::api::MachineSpec {
+    let dir = layout.machine(&spec.id);
+    mashines_vmm::api::MachineSpec {
+        machine_id: spec.id.to_string(),
+        epoch: epoch.0,
+        vcpus: spec.config.guest.cpus,
+        memory_mib: spec.config.guest.memory_mb,
+        kernel: image.kernel.clone(),
+        initrd: vec![image.initrd.clone(), dir.config()],
+        cmdline: image.cmdline.clone(),
+        disks: disks(spec, image, layout),
+        nets: vec![NetSpec { tap: tap_name(spec.id.as_str()), mac: spec.net.mac.clone(), mtu: GUEST_MTU }],
+        vsock: Some(VsockSpec { cid: GUEST_CID, socket: dir.vsock() }),
+        state_dir: dir.run(epoch),
+        hooks,
+    }
+}
+
+fn disks(spec: &MachineSpec, image: &LocalImage, layout: &Layout) -> Vec<DiskSpec> {
+    let root = image.rootfs.as_ref().map(|base| DiskSpec {
+        id: "root".to_owned(),
+        path: layout.machine(&spec.id).overlay(),
+        base: Some(base.clone()),
+        size_bytes: image.image.rootfs_bytes,
+        read_only: false,
+    });
+    let volumes = spec.volumes.iter().map(|volume| DiskSpec {
+        id: volume.id.to_string(),
+        path: layout.volume(&volume.id),
+        base: None,
+        size_bytes: volume.size_mib.saturating_mul(MIB),
+        read_only: false,
+    });
+    root.into_iter().chain(volumes).collect()
+}
+
+/// The files that the disks need, with their sizes in bytes.
+pub fn disk_files<'a>(disks: &'a [DiskSpec]) -> impl Iterator<Item = (&'a Path, u64)> {
+    disks.iter().map(|disk| (disk.path.as_path(), disk.size_bytes))
+}
+
+/// The guest's configuration.
+pub fn guest(spec: &MachineSpec, image: &LocalImage, dns: &[IpAddr]) -> Config {
+    let mut config = Config::new(spec.id.as_str(), &spec.slug);
+    config.interfaces = vec![Interface {
+        mac: spec.net.mac.clone(),
+        ipv6: Some(Prefix::host(spec.net.ipv6)),
+        gateway6: Some(GATEWAY_V6),
+        ipv4: None,
+        gateway4: None,
+        more_addresses: vec![Prefix::host(spec.net.private6)],
+        mtu: Some(GUEST_MTU),
+    }];
+    config.ssh_authorized_keys = spec.ssh_keys.clone();
+    config.ssh_user_ca = spec.ssh_user_ca.clone();
+    config.dns = dns.to_vec();
+    config.env = environment(spec);
+    config.volumes = volumes(spec, image.rootfs.is_some());
+    config.files = files(spec);
+    config.ready = Ready { tcp_port: image.ready_port };
+    config.init_exec = match &spec.config.init.exec {
+        Some(words) => Some(shell_line(words)),
+        None => image.init_exec.clone(),
+    };
+    if image.rootfs.is_none() {
+        config.root = Root { device: NO_ROOT.to_owned(), ..Root::default() };
+        config.init_exec = Some(BUILTIN_BENCH.to_owned());
+    }
+    config
+}
+
+/// The names of the Fly Machines platform, so that what runs there runs here.
+fn environment(spec: &MachineSpec) -> BTreeMap<String, String> {
+    let own = [
+        ("FLY_APP_NAME", spec.app.clone()),
+        ("FLY_MACHINE_ID", spec.id.to_string()),
+        ("FLY_REGION", spec.region.clone()),
+        ("FLY_PRIVATE_IP", spec.net.private6.to_string()),
+    ];
+    let own = own.into_iter().map(|(name, value)| (name.to_owned(), value));
+    own.chain(spec.config.env.clone()).collect()
+}
+
+fn volumes(spec: &MachineSpec, has_root: bool) -> Vec<Volume> {
+    let letters = ('a'..='z').skip(usize::from(has_root));
+    let mounts = spec.volumes.iter().zip(&spec.config.mounts);
+    mounts
+        .zip(letters)
+        .map(|((volume, mount), letter)| Volume {
+            device: format!("/dev/vd{letter}"),
+            name: volume.name.clone(),
+            mountpoint: mount.path.clone(),
+            fs_uuid: Some(fs_uuid(&volume.id)),
+        })
+        .collect()
+}
+
+/// The UUID of a volume's file system (RFC 9562 version 8): made of its id, so that a host need not remember it.
+fn fs_uuid(volume: &VolumeId) -> String {
+    let digits = volume.as_str().trim_start_matches("vol_");
+    let (head, tail) = digits.split_at_checked(2).unwrap_or((digits, ""));
+    format!("6d617368-696e-80{head}-8000-{tail}")
+}
+
+fn files(spec: &MachineSpec) -> Vec<File> {
+    let file = |file: &mashines_fleet::record::ConfigFile| File {
+        path: file.guest_path.clone(),
+        mode: 0o644,
+        content_base64: file.raw_value.clone(),
+    };
+    spec.config.files.iter().map(file).collect()
+}
+
+/// Words as one line that a shell splits into the same words.
+fn shell_line(words: &[String]) -> String {
+    let quote = |word: &String| format!("'{}'", word.replace('\'', r"'\''"));
+    words.iter().map(quote).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{Images, tests::write};
+    use crate::instance::tests::instance;
+
+    fn image(dir: &Path) -> LocalImage {
+        write(dir, "container-os", "sha256:00");
+        Images::new(dir).find(&"container-os".parse().unwrap(), "sha256:00").unwrap()
+    }
+
+    #[test]
+    fn disks_and_the_guests_volumes_stand_in_the_same_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, spec) = (image(dir.path()), instance().spec);
+        let told = monitor(&spec, Epoch(1), &image, &Layout::new("/s"), Hooks::default());
+        assert_eq!(told.disks[1].path, Path::new("/s/volumes/vol_0123456789abcd.img"));
+        assert_eq!(told.disks[1].size_bytes, 64 << 20);
+        let guest = guest(&spec, &image, &[]);
+        assert_eq!(guest.volumes[0].device, "/dev/vdb");
+        assert_eq!(guest.volumes[0].fs_uuid.as_deref(), Some("6d617368-696e-8001-8000-23456789abcd"));
+        assert_eq!(guest.ready.tcp_port, Some(22));
+    }
+
+    #[test]
+    fn the_same_spec_on_two_hosts_differs_only_in_paths() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, spec) = (image(dir.path()), instance().spec);
+        let a = monitor(&spec, Epoch(1), &image, &Layout::new("/a"), Hooks::default());
+        let b = monitor(&spec, Epoch(2), &image, &Layout::new("/b"), Hooks::default());
+        assert_eq!(a.nets, b.nets);
+        let ids = |m: &mashines_vmm::api::MachineSpec| {
+            m.disks.iter().map(|d| (d.id.clone(), d.size_bytes)).collect::<Vec<_>>()
+        };
+        assert_eq!(ids(&a), ids(&b));
+    }
+
+    #[test]
+    fn what_no_monitor_runs_is_refused_by_name() {
+        let mut spec = instance().spec;
+        assert!(check(&spec).is_ok());
+        spec.config.guest.cpus = 9;
+        assert!(check(&spec).unwrap_err().message.contains("9 CPUs"));
+        let mut spec = instance().spec;
+        spec.volumes.clear();
+        assert!(check(&spec).is_err());
+    }
+
+    #[test]
+    fn a_shell_gets_the_words_back() {
+        assert_eq!(shell_line(&["a b".to_owned(), "it's".to_owned()]), r"'a b' 'it'\''s'");
+    }
+}
