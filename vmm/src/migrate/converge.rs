@@ -171,9 +171,11 @@ mod tests {
         let (mut history, mut throttle, mut since, mut elapsed) = (Vec::new(), 0u8, 0, Duration::ZERO);
         let mut sending = ram;
         loop {
-            let took = Duration::from_secs_f64(sending as f64 / link as f64) + Duration::from_millis(3);
-            let share = f64::from(100 - throttle) / 100.0;
-            let left = ((writes as f64 * share * took.as_secs_f64()) as u64).min(working);
+            let micros = sending.saturating_mul(1_000_000) / link + 3000;
+            let took = Duration::from_micros(micros);
+            let written =
+                u128::from(writes) * u128::from(100 - throttle) / 100 * u128::from(micros) / 1_000_000;
+            let left = u64::try_from(written).unwrap_or(u64::MAX).min(working);
             history.push(Round { sent: sending, took, left });
             elapsed += took;
             since += 1;

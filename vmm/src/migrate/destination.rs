@@ -32,7 +32,7 @@ use super::{Instance, hold, hooks};
 use crate::api::{MigrateIn, MigrationStatus, Outcome, Phase};
 
 /// The data streams follow the control connection within this time.
-const GATHER: Duration = Duration::from_secs(10);
+const GATHER: Duration = Duration::from_secs(5);
 /// The guest waits for netd no longer than this; the host daemon repairs what netd missed.
 const ACTIVATION: Duration = Duration::from_millis(250);
 /// The most bytes of network frames kept for the guest before it runs.

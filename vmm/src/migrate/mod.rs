@@ -20,7 +20,7 @@
 //! | `converge` | when to stop: a pure decision |
 //! | `handover` | the records that make two runners impossible; `gate` cancel or commit |
 //! | `handshake`, `frame`, `link`, `tls`, `listener` | the wire, from meaning to bytes |
-//! | `ram`, `disk`, `send`, `receive` | pages and blocks over parallel streams |
+//! | `ram`, `disk`, `pending`, `send`, `receive` | pages and blocks over parallel streams |
 //! | `hold`, `hooks`, `progress`, `figures` | tests' brakes, netd's lines, what `status` tells |
 //!
 //! **Exactly one runner.** The source may resume until `handed-over.json` is durable and never after; the destination may run
@@ -41,6 +41,7 @@ mod hooks;
 mod link;
 mod listener;
 pub mod machine;
+mod pending;
 mod progress;
 mod ram;
 mod receive;

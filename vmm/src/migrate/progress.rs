@@ -41,11 +41,6 @@ impl Progress {
         status
     }
 
-    /// The phase reached.
-    pub(super) fn phase(&self) -> Phase {
-        lock(&self.status).phase
-    }
-
     pub(super) fn enter(&self, phase: Phase) {
         lock(&self.status).phase = phase;
     }

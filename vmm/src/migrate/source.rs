@@ -10,7 +10,6 @@
 //! Invariants: before the record exists every error ends in [`Source::undo`], after it none does. Between `pause` and the
 //! destination's `Running` nobody is asked but the destination.
 
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -24,14 +23,14 @@ use super::frame::{MAX_STREAMS, Message, VERSION};
 use super::gate::Gate;
 use super::handover::{CommitError, Draft, HANDED_OVER, Record};
 use super::handshake::{Hello, Role, Welcome, migration_hash};
-use super::link::{Identity, Link, PATIENT, URGENT};
-use super::machine::{DirtyBitmap, Harvest, NetFrame, SourceMachine};
+use super::link::{Identity, Link, URGENT};
+use super::machine::{Harvest, NetFrame, SourceMachine};
+use super::pending::{Pending, inline};
 use super::progress::Progress;
 use super::receive::name;
-use super::region::PAGE_SIZE;
 use super::send::{Batch, Material, Pool, Tally};
 use super::tls::Credentials;
-use super::{Instance, disk, hold, hooks, ram};
+use super::{Instance, hold, hooks};
 use crate::api::{MigrateOut, MigrationStatus, Outcome, Phase};
 
 /// What fits the last delta into one write on the control connection; more is spread over the data streams.
@@ -137,26 +136,6 @@ struct Streams {
     pool: Pool,
     material: Arc<Material>,
     round: u32,
-}
-
-/// Pages and blocks that are still to be sent.
-struct Pending {
-    pages: DirtyBitmap,
-    blocks: Vec<Vec<Range<u64>>>,
-}
-
-impl Pending {
-    fn bytes(&self) -> u64 {
-        self.pages.count() * PAGE_SIZE as u64 + self.blocks.iter().map(|runs| disk::bytes(runs)).sum::<u64>()
-    }
-
-    fn batches(&self, material: &Material) -> Result<Vec<Batch>> {
-        let mut batches: Vec<Batch> = ram::batches(&self.pages).into_iter().map(Batch::Pages).collect();
-        for (index, (side, runs)) in material.disks.iter().zip(&self.blocks).enumerate() {
-            batches.extend(disk::batches(index, side.describe().size_bytes, runs)?);
-        }
-        Ok(batches)
-    }
 }
 
 /// How the part before the record ended, when not in an error.
@@ -291,22 +270,11 @@ impl Source {
     /// Rounds until the rest fits the budget. Returns the rest.
     fn pre_copy(&self, streams: &mut Streams, stage: &mut Stage) -> Result<Pending> {
         let machine = &self.machine;
-        let disks = &streams.material.clone().disks;
         stage.logging = true;
         machine.start_dirty_log().context("starting the dirty log")?;
-        let mut pending = Pending { pages: DirtyBitmap::new(&streams.material.regions), blocks: Vec::new() };
-        pending.pages.set_all();
+        let mut pending = Pending::everything(&streams.material)?;
         // The first harvest clears what an initially-set log reports; all of it is in `pending` already.
         machine.harvest(&mut pending.pages, Harvest::Round).context("reading the dirty log")?;
-        for side in disks.iter() {
-            let runs = if side.describe().read_only {
-                Vec::new()
-            } else {
-                side.start_tracking()?;
-                side.allocated_runs().with_context(|| format!("mapping disk {}", side.describe().id))?
-            };
-            pending.blocks.push(runs);
-        }
 
         let start = Instant::now();
         let timeout = Duration::from_millis(self.request.timeout_ms);
@@ -324,7 +292,7 @@ impl Source {
             let took = began.elapsed();
             pending.pages.clear();
             machine.harvest(&mut pending.pages, Harvest::Round).context("reading the dirty log")?;
-            self.take_dirty_blocks(streams, &mut pending, false)?;
+            pending.blocks_since(&streams.material, false)?;
             since += 1;
             let left = pending.bytes();
             history.push(converge::Round { sent, took, left });
@@ -377,19 +345,6 @@ impl Source {
         self.gate.check()
     }
 
-    fn take_dirty_blocks(&self, streams: &Streams, pending: &mut Pending, keep: bool) -> Result<()> {
-        for (side, runs) in streams.material.disks.iter().zip(&mut pending.blocks) {
-            if side.describe().read_only {
-                continue;
-            }
-            let dirty = side
-                .take_dirty()
-                .with_context(|| format!("reading what was written to {}", side.describe().id))?;
-            if keep { runs.extend(dirty) } else { *runs = dirty }
-        }
-        Ok(())
-    }
-
     /// The blackout's first half: the guest stops, the last of it goes over.
     fn stop_and_copy(
         &self,
@@ -407,7 +362,7 @@ impl Source {
         let sections = machine.save().context("saving the device state")?;
         watch.lap("save");
         machine.harvest(&mut pending.pages, Harvest::Last).context("reading the dirty log")?;
-        self.take_dirty_blocks(streams, &mut pending, true)?;
+        pending.blocks_since(&streams.material, true)?;
         let frames = self.take_frames()?;
         watch.lap("harvest");
 
@@ -614,21 +569,3 @@ impl Streams {
         }
     }
 }
-
-/// Sends batches, and what `more` appends, on the control connection in one go.
-fn inline(
-    control: &mut Link,
-    material: &Material,
-    batches: &[Batch],
-    more: impl Fn(&mut super::frame::Encoder, &mut Vec<u8>) -> Result<()>,
-) -> Result<Tally> {
-    let mut tally = Tally::default();
-    control.send_with(|encoder, out| {
-        batches.iter().try_for_each(|batch| material.encode(batch, encoder, out, &mut tally))?;
-        more(encoder, out)
-    })?;
-    Ok(tally)
-}
-
-/// Ensures that the patience of the running phase is longer than that of the stopped one.
-const _: () = assert!(PATIENT.as_secs() > URGENT.as_secs());

@@ -2,11 +2,13 @@
 
 use super::proxy::{Cut, Proxy};
 use super::*;
+use crate::api::Phase;
 
 /// Returns whether the cut was reached, that is whether the migration has that many records.
 fn move_with(shape: &Shape, cut: Cut) -> bool {
     let rig = Rig::new(shape);
-    let incoming = rig.listen();
+    let request = MigrateIn { timeout_ms: 2000, ..rig.request_in() };
+    let incoming = Incoming::listen(rig.destination.clone(), request, rig.instance("b", 4)).unwrap();
     let proxy = Proxy::new(incoming.address(), cut);
     let outgoing = rig.start(MigrateOut { streams: 1, ..rig.request_out(proxy.address) });
     until("an outcome of the source", || outgoing.status().outcome.is_some());
@@ -21,14 +23,14 @@ fn move_with(shape: &Shape, cut: Cut) -> bool {
     if stayed && !was_cut {
         panic!("{cut:?}: failed without a cut: {outcome:?}");
     }
-    // The authority asks the source and tells the destination, if that is in doubt.
+    // The authority asks the source and tells the destination, if that is in doubt. One that is still in its handshake waits
+    // for a source until its own time is up, which is not waited for here.
+    let in_handshake = || stayed && incoming.status().phase == Phase::Handshake;
     until("the end of the destination", || {
-        incoming.resolve(handed_over).is_ok() || incoming.is_finished() || {
-            incoming.status().outcome.is_some()
-        }
+        incoming.resolve(handed_over).is_ok() || incoming.status().outcome.is_some() || in_handshake()
     });
     outgoing.join();
-    if incoming.is_finished() || incoming.status().phase > crate::api::Phase::Handshake {
+    if !in_handshake() {
         incoming.join();
     }
     assert!(!rig.arena.two_at_once.load(std::sync::atomic::Ordering::SeqCst), "{cut:?}: two ran at once");
@@ -79,7 +81,7 @@ fn a_link_that_goes_silent_in_the_blackout_costs_seconds_not_the_machine() {
     let cut = Cut { after: usize::MAX, towards_destination: false, close: false };
     let proxy = Proxy::new(incoming.address(), cut);
     let outgoing = rig.start(rig.request_out(proxy.address));
-    until("the stop-and-copy", || outgoing.status().phase == crate::api::Phase::StopAndCopy);
+    until("the stop-and-copy", || outgoing.status().phase == Phase::StopAndCopy);
     proxy.swallow();
     std::fs::remove_file(rig.state_dir("a").join("hold-stop-and-copy")).unwrap();
     let paused = Instant::now();
@@ -103,7 +105,7 @@ fn a_prepared_destination_waits_for_the_authority_and_obeys_it() {
             Proxy::new(incoming.address(), Cut { after: usize::MAX, towards_destination: true, close: true });
         let outgoing = rig.start(rig.request_out(proxy.address));
         until("Prepared", || rig.destination.called("prepared") == 1);
-        until("the source's hold", || outgoing.status().phase == crate::api::Phase::Prepared);
+        until("the source's hold", || outgoing.status().phase == Phase::Prepared);
         // As if the source's host had lost power: it neither resumes nor speaks.
         rig.source.fail("resume");
         proxy.close();
