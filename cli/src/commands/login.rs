@@ -33,7 +33,7 @@ pub(super) struct Args {
     /// Its fingerprint instead: sha256:HEX
     #[arg(long, value_name = "sha256:HEX", conflicts_with = "ca")]
     ca_fingerprint: Option<String>,
-    /// The token; without it and --token-file it is read from standard input
+    /// The token; - or nothing reads it from standard input
     #[arg(long)]
     token: Option<String>,
     /// A file that holds the token
@@ -67,7 +67,8 @@ pub(super) async fn run(args: Args, context: &mut Context<'_>) -> Result<Exit, C
 }
 
 async fn token(args: &Args, context: &mut Context<'_>) -> Result<String, CliError> {
-    let text = match (&args.token, &args.token_file) {
+    let given = args.token.as_ref().filter(|token| *token != "-");
+    let text = match (given, &args.token_file) {
         (Some(token), _) => token.clone(),
         (None, Some(file)) => std::fs::read_to_string(file)
             .map_err(|e| CliError::usage(format!("cannot read the token from {}: {e}", file.display())))?,

@@ -37,7 +37,7 @@ use crate::{https, settings, ssh};
 
 /// Machines with their own kernel, address and name, that move between hosts while they run.
 #[derive(Parser)]
-#[command(name = "mashines", version, propagate_version = true, subcommand_required = true)]
+#[command(name = "mashines", version, subcommand_required = true)]
 #[command(after_help = EXIT_CODES)]
 struct Cli {
     /// Print one JSON document instead of text for people
