@@ -47,6 +47,9 @@ pub enum Target {
     Tap(String),
     /// Through the overlay to another host.
     Host {
+        /// This host's address of the same kind as `via`: the peer takes overlay packets from its peers' addresses alone, and the
+        /// kernel's own choice on a host with several is any of them.
+        from: Option<IpAddr>,
         /// Its mesh address, or its underlay address on a plain underlay.
         via: IpAddr,
         /// The overlay's network identifier.
@@ -60,7 +63,7 @@ impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Tap(tap) => write!(f, "tap {tap}"),
-            Self::Host { via, vni } => write!(f, "host {via} vni {vni}"),
+            Self::Host { from: _, via, vni } => write!(f, "host {via} vni {vni}"),
             Self::Unreachable => write!(f, "unreachable"),
         }
     }
@@ -95,8 +98,17 @@ impl Known<'_> {
         }
     }
 
+    /// What carries overlay packets to a host.
+    fn overlay(&self, via: IpAddr, vni: u32) -> Target {
+        let from = match self.config.underlay {
+            Underlay::Wireguard => Some(self.config.mesh_addr.into()),
+            Underlay::Plain => self.view.hosts.get(&self.config.host_id).map(|host| host.underlay.ip()),
+        };
+        Target::Host { from: from.filter(|from: &IpAddr| from.is_ipv6() == via.is_ipv6()), via, vni }
+    }
+
     fn host_target(&self, host_id: &str, vni: u32) -> Option<Target> {
-        self.view.hosts.get(host_id).map(|host| Target::Host { via: self.via(host), vni })
+        self.view.hosts.get(host_id).map(|host| self.overlay(self.via(host), vni))
     }
 
     /// Where one machine's packets go; none when nothing is known of it.
@@ -111,7 +123,7 @@ impl Known<'_> {
             epoch: redirect.epoch,
             target: Some(
                 self.host_target(&redirect.to_host, redirect.addresses.vni)
-                    .unwrap_or(Target::Host { via: redirect.via, vni: redirect.addresses.vni }),
+                    .unwrap_or_else(|| self.overlay(redirect.via, redirect.addresses.vni)),
             ),
             addresses: redirect.addresses.clone(),
         });
@@ -152,8 +164,7 @@ impl Known<'_> {
             // The lowest id of the entries, so that a host's machines keep one way out as entries come and go.
             let entry =
                 self.view.hosts.values().find(|host| host.entry && host.host_id != self.config.host_id);
-            let target =
-                entry.map_or(Target::Unreachable, |host| Target::Host { via: self.via(host), vni: 0 });
+            let target = entry.map_or(Target::Unreachable, |host| self.overlay(self.via(host), 0));
             for prefix in [everything_v6(), everything_v4()] {
                 routes.insert(RouteKey { table: Table::Egress, prefix }, target.clone());
             }

@@ -111,6 +111,13 @@ impl Shell {
     }
 
     async fn phase(&self, at: Instance, phase: Phase) -> Result<(), String> {
+        if phase == Phase::Active {
+            let tap = port_of(&*self.core.lock().await, &at.machine).map(|port| port.tap);
+            if let Some(tap) = tap {
+                let ready = self.kernel.wait_until_it_sends(&tap).await;
+                ready.map_err(|error| format!("activate {}: {error}", at.machine))?;
+            }
+        }
         let mut core = self.core.lock().await;
         let machine = at.machine.clone();
         let before = core.ledger.get(&machine).cloned().unwrap_or_default();

@@ -12,11 +12,12 @@ pub mod wireguard;
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, State};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage,
 };
@@ -40,6 +41,10 @@ pub const EGRESS_TABLE: u8 = 110;
 
 const MACHINES_RULE: u32 = 1000;
 const EGRESS_RULE: u32 = 1001;
+
+/// How often, and how far apart, [`Kernel::wait_until_it_sends`] looks: 200 ms in all.
+const READY_TRIES: u32 = 200;
+const READY_PAUSE: Duration = Duration::from_millis(1);
 
 /// A network interface, as it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,6 +118,22 @@ impl Kernel {
             source: io::Error::from_raw_os_error(libc::ENODEV),
         };
         self.find_link(name).await?.ok_or_else(missing)
+    }
+
+    /// Waits until an interface that just got its carrier also sends: the kernel swaps its queue in a moment later, and drops
+    /// what comes in between. One without a carrier is not waited for.
+    pub async fn wait_until_it_sends(&self, name: &str) -> Result<(), Error> {
+        for _ in 0..READY_TRIES {
+            let request = self.handle.link().get().match_name(name.to_owned());
+            let found: Result<Vec<LinkMessage>, _> = request.execute().try_collect().await;
+            let links = found.map_err(wrap("find", || format!("interface {name}")))?;
+            if !links.iter().any(waits_for_its_queue) {
+                return Ok(());
+            }
+            tokio::time::sleep(READY_PAUSE).await;
+        }
+        tracing::warn!(interface = name, "has a carrier but does not come up; going on");
+        Ok(())
     }
 
     /// Makes the overlay's device: one for all peers, told by each route where to send. IPv6 outer headers come without a UDP
@@ -259,6 +280,15 @@ fn wanted_rules(egress: bool) -> Vec<Rule> {
         }
     }
     rules
+}
+
+fn waits_for_its_queue(message: &LinkMessage) -> bool {
+    let carrier = message.header.flags.contains(LinkFlags::LowerUp);
+    carrier
+        && message
+            .attributes
+            .iter()
+            .any(|a| matches!(a, LinkAttribute::OperState(state) if *state != State::Up))
 }
 
 fn read_link(message: &LinkMessage) -> Option<Link> {

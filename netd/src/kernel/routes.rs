@@ -10,8 +10,8 @@ use ipnetwork::IpNetwork;
 use nix::net::if_::{if_indextoname, if_nametoindex};
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteIp6Tunnel, RouteIpTunnel, RouteLwTunnelEncap, RouteMessage,
-    RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteIp6Tunnel, RouteIpTunnel, RouteLwEnCapType, RouteLwTunnelEncap,
+    RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 
 use super::{EGRESS_TABLE, Kernel, MACHINES_TABLE, absent_is_fine, wrap};
@@ -109,28 +109,40 @@ fn put_message(key: &RouteKey, target: &Target, index: Option<u32>) -> RouteMess
     match target {
         Target::Tap(_) => {}
         Target::Unreachable => message.header.kind = RouteType::Unreachable,
-        Target::Host { via, vni } => {
-            let encap = match via {
-                IpAddr::V6(dst) => vec![
-                    RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Id((*vni).into())),
-                    RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Destination(*dst)),
-                    RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Hoplimit(OUTER_HOPS)),
-                ],
-                IpAddr::V4(dst) => vec![
-                    RouteLwTunnelEncap::Ip(RouteIpTunnel::Id((*vni).into())),
-                    RouteLwTunnelEncap::Ip(RouteIpTunnel::Destination(*dst)),
-                    RouteLwTunnelEncap::Ip(RouteIpTunnel::Ttl(OUTER_HOPS)),
-                ],
-            };
-            let kind = match via {
-                IpAddr::V6(_) => rtnetlink::packet_route::route::RouteLwEnCapType::Ip6,
-                IpAddr::V4(_) => rtnetlink::packet_route::route::RouteLwEnCapType::Ip,
-            };
+        Target::Host { from, via, vni } => {
+            let (kind, encap) = encapsulation(*from, *via, *vni);
             message.attributes.push(RouteAttribute::EncapType(kind));
             message.attributes.push(RouteAttribute::Encap(encap));
         }
     }
     message
+}
+
+fn encapsulation(from: Option<IpAddr>, via: IpAddr, vni: u32) -> (RouteLwEnCapType, Vec<RouteLwTunnelEncap>) {
+    match via {
+        IpAddr::V6(dst) => {
+            let mut tunnel = vec![
+                RouteIp6Tunnel::Id(vni.into()),
+                RouteIp6Tunnel::Destination(dst),
+                RouteIp6Tunnel::Hoplimit(OUTER_HOPS),
+            ];
+            if let Some(IpAddr::V6(src)) = from {
+                tunnel.push(RouteIp6Tunnel::Source(src));
+            }
+            (RouteLwEnCapType::Ip6, tunnel.into_iter().map(RouteLwTunnelEncap::Ip6).collect())
+        }
+        IpAddr::V4(dst) => {
+            let mut tunnel = vec![
+                RouteIpTunnel::Id(vni.into()),
+                RouteIpTunnel::Destination(dst),
+                RouteIpTunnel::Ttl(OUTER_HOPS),
+            ];
+            if let Some(IpAddr::V4(src)) = from {
+                tunnel.push(RouteIpTunnel::Source(src));
+            }
+            (RouteLwEnCapType::Ip, tunnel.into_iter().map(RouteLwTunnelEncap::Ip).collect())
+        }
+    }
 }
 
 fn read(route: &RouteMessage, overlay: &str) -> Option<(RouteKey, Option<Target>)> {
@@ -141,8 +153,7 @@ fn read(route: &RouteMessage, overlay: &str) -> Option<(RouteKey, Option<Target>
     };
     let mut destination = None;
     let mut device = None;
-    let mut via = None;
-    let mut vni = 0;
+    let mut tunnel = None;
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Destination(RouteAddress::Inet(a)) => destination = Some(IpAddr::V4(*a)),
@@ -150,7 +161,7 @@ fn read(route: &RouteMessage, overlay: &str) -> Option<(RouteKey, Option<Target>
             RouteAttribute::Oif(index) => {
                 device = if_indextoname(*index).ok().and_then(|n| n.into_string().ok())
             }
-            RouteAttribute::Encap(encap) => (via, vni) = read_encap(encap),
+            RouteAttribute::Encap(encap) => tunnel = read_encap(encap),
             _ => {}
         }
     }
@@ -161,9 +172,9 @@ fn read(route: &RouteMessage, overlay: &str) -> Option<(RouteKey, Option<Target>
     };
     let length = route.header.destination_prefix_length;
     let prefix = IpNetwork::new(destination.unwrap_or(any), length).ok()?;
-    let target = match (route.header.kind, device, via) {
+    let target = match (route.header.kind, device, tunnel) {
         (RouteType::Unreachable, ..) => Some(Target::Unreachable),
-        (RouteType::Unicast, Some(device), Some(via)) if device == overlay => Some(Target::Host { via, vni }),
+        (RouteType::Unicast, Some(device), Some(host)) if device == overlay => Some(host),
         (RouteType::Unicast, Some(device), None) if device.starts_with(TAP_PREFIX) => {
             Some(Target::Tap(device))
         }
@@ -172,19 +183,19 @@ fn read(route: &RouteMessage, overlay: &str) -> Option<(RouteKey, Option<Target>
     Some((RouteKey { table, prefix }, target))
 }
 
-fn read_encap(encap: &[RouteLwTunnelEncap]) -> (Option<IpAddr>, u32) {
-    let mut via = None;
-    let mut vni = 0;
+fn read_encap(encap: &[RouteLwTunnelEncap]) -> Option<Target> {
+    let (mut from, mut to, mut id) = (None, None, 0);
     for part in encap {
         match part {
-            RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Destination(a)) => via = Some(IpAddr::V6(*a)),
-            RouteLwTunnelEncap::Ip(RouteIpTunnel::Destination(a)) => via = Some(IpAddr::V4(*a)),
-            RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Id(id))
-            | RouteLwTunnelEncap::Ip(RouteIpTunnel::Id(id)) => {
-                vni = u32::try_from(*id).unwrap_or(u32::MAX);
-            }
+            RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Destination(a)) => to = Some(IpAddr::V6(*a)),
+            RouteLwTunnelEncap::Ip(RouteIpTunnel::Destination(a)) => to = Some(IpAddr::V4(*a)),
+            RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Source(a)) => from = Some(IpAddr::V6(*a)),
+            RouteLwTunnelEncap::Ip(RouteIpTunnel::Source(a)) => from = Some(IpAddr::V4(*a)),
+            RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Id(vni))
+            | RouteLwTunnelEncap::Ip(RouteIpTunnel::Id(vni)) => id = *vni,
             _ => {}
         }
     }
-    (via, vni)
+    let from = from.filter(|from: &IpAddr| !from.is_unspecified());
+    Some(Target::Host { from, via: to?, vni: u32::try_from(id).ok()? })
 }
