@@ -11,6 +11,7 @@
 //!                         └──────────── b
 //! ```
 
+pub mod bench_guest;
 pub mod config;
 pub mod daemons;
 pub mod disk;

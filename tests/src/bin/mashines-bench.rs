@@ -4,13 +4,13 @@
 //! through the whole fleet (API, saga, mTLS, overlay); QEMU's through its own `migrate` over plain TCP on one bridged segment.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use mashines_guest::config::{BUILTIN_BENCH, Config, NO_ROOT, Prefix};
+use mashines_tests::bench_guest::{self, UDP_ECHO};
 use mashines_tests::daemons::Fleet;
 use mashines_tests::figures::{self, median};
 use mashines_tests::netns::{Place, Topology};
@@ -21,8 +21,6 @@ use serde_json::json;
 
 const IMAGE: &str = "/var/lib/mashines-images/bench";
 const MEMORY_MIB: u64 = 256;
-const UDP_ECHO: u16 = 7;
-const WRITER: u16 = 10;
 const PEER_MAC: &str = "02:00:00:00:00:07";
 
 fn main() -> Result<()> {
@@ -123,22 +121,6 @@ fn probed<T>(
     Ok((done, probe.finish()?))
 }
 
-/// One line to the guest's writer, one line back.
-fn ask_guest(topology: &Topology, from: Place, guest: Ipv6Addr, line: &str) -> Result<String> {
-    let (topology, line) = (topology.clone(), line.to_owned());
-    let asked = std::thread::spawn(move || -> Result<String> {
-        topology.enter(from)?;
-        let address = SocketAddr::from((guest, WRITER));
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        writeln!(stream, "{line}")?;
-        let mut answer = String::new();
-        BufReader::new(stream).read_line(&mut answer)?;
-        Ok(answer)
-    });
-    asked.join().map_err(|_| anyhow::anyhow!("the asking thread died"))?
-}
-
 /// Our side: a whole fleet.
 struct Ours {
     fleet: Fleet,
@@ -158,8 +140,8 @@ impl Ours {
 
     fn guest_does(&mut self, line: &str) -> Result<()> {
         self.spans.clear();
-        let answer = ask_guest(&self.fleet.topology, Place::Client, self.guest, line)?;
-        eprintln!("ours: {line}: {}", answer.trim());
+        let answer = bench_guest::ask(&self.fleet.topology, Place::Client, self.guest, line)?;
+        eprintln!("ours: {line}: {answer}");
         Ok(())
     }
 
@@ -220,14 +202,14 @@ impl Theirs {
         };
         let running = Qemu::start(&topology, Place::A, &spec, &dir, None)?;
         wait_for("QEMU's guest", Duration::from_secs(60), Duration::from_millis(300), || {
-            ask_guest(&topology, Place::Control, guest, "status")
+            bench_guest::ask(&topology, Place::Control, guest, "status")
         })?;
         Ok(Self { topology, dir, spec, running, guest, port: 4500 })
     }
 
     fn guest_does(&mut self, line: &str) -> Result<()> {
-        let answer = ask_guest(&self.topology, Place::Control, self.guest, line)?;
-        eprintln!("QEMU's: {line}: {}", answer.trim());
+        let answer = bench_guest::ask(&self.topology, Place::Control, self.guest, line)?;
+        eprintln!("QEMU's: {line}: {answer}");
         Ok(())
     }
 
