@@ -20,6 +20,7 @@ pub mod doors;
 pub mod error;
 pub mod figures;
 pub mod https;
+pub mod kvm;
 pub mod parse;
 pub mod progress;
 pub mod session;

@@ -1,5 +1,7 @@
 //! Each command against a fake fleet, as the lobby runs it: what it says, what it asks for, how it ends.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed unwrap in a test's helper is a failed test")]
+
 mod support;
 
 use mashines_fleet::id::Epoch;
@@ -24,9 +26,9 @@ async fn launch_shows_its_steps_and_ends_with_the_three_doors() {
            IPv6  2001:db8::13e\n  \
            IPv4  entry1.mashine.test (192.0.2.1) port 2201\n  \
            mesh  fd00::13e\n\n  \
-           ssh root@web.mashine.test               by IPv6, straight to the machine\n  \
-           ssh -p 2201 root@entry1.mashine.test    by IPv4, through its shared port\n  \
-           ssh web@mashine.test                    through the gateway\n"
+           ssh root@web.mashine.test              by IPv6, straight to the machine\n  \
+           ssh -p 2201 root@entry1.mashine.test   by IPv4, through its shared port\n  \
+           ssh web@mashine.test                   through the gateway\n"
     );
     let steps = ["created web", "scheduled on a", "booting", "ready"];
     let mut from = 0;

@@ -68,7 +68,7 @@ async fn ask(args: Args, context: &mut Context<'_>) -> Result<ExecAnswer, CliErr
     client.post_within(&what, &machine_path(&machine, "/exec"), &request, args.timeout + WAY).await
 }
 
-async fn read_stdin(context: &Context<'_>) -> Result<String, CliError> {
+async fn read_stdin(context: &mut Context<'_>) -> Result<String, CliError> {
     if context.session.place != Place::Local {
         return Err(CliError::usage("the lobby passes no standard input on to `exec`")
             .next("on your own machine: mashines exec --stdin"));

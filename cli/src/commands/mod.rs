@@ -3,6 +3,7 @@
 mod completions;
 mod cordon;
 mod cp;
+mod doctor;
 mod drain;
 mod enter;
 mod exec;
@@ -99,6 +100,8 @@ enum Command {
     Uncordon(cordon::Args),
     /// Print lines for ~/.ssh/config
     SshConfig(ssh_config::Args),
+    /// Say what this machine can run, and what is missing
+    Doctor(doctor::Args),
     /// Print the completion script of a shell
     Completions(completions::Args),
 }
@@ -206,6 +209,7 @@ async fn dispatch(command: Command, context: &mut Context<'_>) -> Result<Exit, C
         Command::Cordon(args) => cordon::close(args, context).await,
         Command::Uncordon(args) => cordon::open(args, context).await,
         Command::SshConfig(args) => ssh_config::run(args, context).await,
+        Command::Doctor(args) => doctor::run(args, context).await,
         Command::Completions(args) => completions::run(args, context).await,
     }
 }
