@@ -7,9 +7,20 @@
 //! ```text
 //! mashines-vmm --spec DIR/spec.json --socket DIR/vmm.sock                 boots
 //! mashines-vmm --spec DIR/spec.json --socket DIR/vmm.sock --incoming      waits for a migration
+//! mashines-vmm --spec DIR/spec.json --socket DIR/vmm.sock --restore SNAP  takes a snapshot up, running
 //! ```
 //!
 //! The life of a monitor is [`State`]; every reply to `status` carries it.
+//!
+//! The process's exit status says how the machine ended:
+//!
+//! | status | meaning |
+//! | --- | --- |
+//! | 0 | the guest switched itself off, or `kill` |
+//! | 1 | the monitor or KVM failed; standard error says how |
+//! | 3 | the guest asked for a reset: start it again |
+//! | 4 | a triple fault: the guest crashed without a word |
+//! | 5 | a migration's destination was discarded; nothing of it ever ran |
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -133,6 +144,11 @@ pub enum Request {
     PowerButton,
     /// Ends the machine at once: flushes the disks, exits with 0.
     Kill,
+    /// Writes the paused machine to a directory, from which `--restore DIR` takes it up. The disks are not copied.
+    Snapshot {
+        /// Made when it does not exist.
+        directory: PathBuf,
+    },
     /// The last bytes of the serial console, at most 256 KiB. Answers [`Reply::Console`].
     Console,
     /// Source: starts a migration; the reply comes at once, progress through `status`.

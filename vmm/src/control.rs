@@ -11,11 +11,19 @@ use anyhow::{Context, Result};
 use tracing::{debug, warn};
 
 use crate::api::{MAX_LINE, Reply, Request, Status};
+use crate::migrations::Migrations;
 use crate::power::Exit;
+use crate::snapshot;
 use crate::vm::Vm;
 
 /// Connections served at once; the host daemon needs one or two.
 const MOST_CONNECTIONS: usize = 16;
+
+/// What the socket controls.
+struct Monitor {
+    vm: Arc<Vm>,
+    migrations: Migrations,
+}
 
 /// Serves the socket at `path` until the process ends. A socket file left over from a dead process is replaced.
 ///
@@ -30,14 +38,15 @@ pub fn serve(path: &Path, vm: Arc<Vm>) -> Result<()> {
     }
     let listener =
         UnixListener::bind(path).with_context(|| format!("listen on the socket {}", path.display()))?;
+    let monitor = Arc::new(Monitor { vm, migrations: Migrations::default() });
     thread::Builder::new()
         .name("control".into())
-        .spawn(move || accept(&listener, &vm))
+        .spawn(move || accept(&listener, &monitor))
         .context("start the control thread")?;
     Ok(())
 }
 
-fn accept(listener: &UnixListener, vm: &Arc<Vm>) {
+fn accept(listener: &UnixListener, monitor: &Arc<Monitor>) {
     let connections = Arc::new(AtomicUsize::new(0));
     for stream in listener.incoming() {
         let Ok(stream) = stream else { continue };
@@ -46,9 +55,9 @@ fn accept(listener: &UnixListener, vm: &Arc<Vm>) {
             continue;
         }
         connections.fetch_add(1, Ordering::AcqRel);
-        let (vm, count) = (Arc::clone(vm), Arc::clone(&connections));
+        let (monitor, count) = (Arc::clone(monitor), Arc::clone(&connections));
         let body = move || {
-            if let Err(error) = connection(&stream, &vm) {
+            if let Err(error) = connection(&stream, &monitor) {
                 debug!(error = format!("{error:#}"), "a control connection ended");
             }
             count.fetch_sub(1, Ordering::AcqRel);
@@ -59,7 +68,7 @@ fn accept(listener: &UnixListener, vm: &Arc<Vm>) {
     }
 }
 
-fn connection(stream: &UnixStream, vm: &Arc<Vm>) -> Result<()> {
+fn connection(stream: &UnixStream, monitor: &Monitor) -> Result<()> {
     let mut reader = BufReader::new(stream);
     loop {
         let mut line = Vec::new();
@@ -73,7 +82,7 @@ fn connection(stream: &UnixStream, vm: &Arc<Vm>) -> Result<()> {
             return Ok(());
         }
         let reply = match serde_json::from_slice::<Request>(&line) {
-            Ok(request) => handle(request, vm),
+            Ok(request) => handle(request, monitor),
             Err(reason) => error(format!("not a request: {reason}")),
         };
         answer(stream, &reply)?;
@@ -97,11 +106,12 @@ fn done(result: Result<()>) -> Reply {
     }
 }
 
-fn handle(request: Request, vm: &Arc<Vm>) -> Reply {
+fn handle(request: Request, monitor: &Monitor) -> Reply {
+    let Monitor { vm, migrations } = monitor;
     match request {
-        Request::Status => Reply::Status(Box::new(status(vm))),
-        Request::Pause => done(vm.pause()),
-        Request::Resume => done(vm.resume()),
+        Request::Status => Reply::Status(Box::new(status(monitor))),
+        Request::Pause => done(migrations.unless_migrating("pause", || vm.pause())),
+        Request::Resume => done(migrations.unless_migrating("resume", || vm.resume())),
         Request::PowerButton => {
             vm.press_power_button();
             Reply::Ok
@@ -110,20 +120,28 @@ fn handle(request: Request, vm: &Arc<Vm>) -> Reply {
             vm.end(Exit::PowerOff);
             Reply::Ok
         }
-        Request::Console => Reply::Console { text: String::from_utf8_lossy(&vm.console()).into_owned() },
-        Request::MigrateOut(_) | Request::MigrateCancel | Request::MigrateIn(_) | Request::Resolve { .. } => {
-            error("migration comes next".into())
+        Request::Snapshot { directory } => {
+            done(migrations.unless_migrating("snapshot", || snapshot::write(vm, &directory)))
         }
+        Request::Console => Reply::Console { text: String::from_utf8_lossy(&vm.console()).into_owned() },
+        Request::MigrateOut(request) => done(migrations.start_out(vm, request)),
+        Request::MigrateCancel => done(migrations.cancel()),
+        Request::MigrateIn(request) => match migrations.start_in(vm, request) {
+            Ok(address) => Reply::Listening { address },
+            Err(reason) => error(format!("{reason:#}")),
+        },
+        Request::Resolve { run } => done(migrations.resolve(run)),
     }
 }
 
-fn status(vm: &Vm) -> Status {
+fn status(monitor: &Monitor) -> Status {
+    let vm = &monitor.vm;
     let phase = *vm.phase();
     Status {
         machine_id: vm.spec.machine_id.clone(),
         epoch: phase.epoch,
         state: phase.state,
-        migration: None,
+        migration: monitor.migrations.status(),
         cpu_time_us: u64::try_from(vm.cpu_time().as_micros()).unwrap_or(u64::MAX),
         resident_bytes: resident_bytes(),
     }

@@ -14,11 +14,15 @@ mod kvm_ext;
 mod layout;
 mod memory;
 pub mod migrate;
+mod migrations;
 mod num;
 mod power;
 pub mod run;
+mod sections;
 mod serial;
+mod snapshot;
 mod virtio;
 mod vm;
+mod vm_migrate;
 
 pub use vm::Vm;

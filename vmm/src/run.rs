@@ -9,6 +9,7 @@ use tracing::{error, info};
 use crate::api::{MachineSpec, State};
 use crate::control;
 use crate::power::Exit;
+use crate::snapshot;
 use crate::vm::Vm;
 
 /// What the process was started with.
@@ -18,8 +19,19 @@ pub struct Options {
     pub spec: PathBuf,
     /// The control socket.
     pub socket: PathBuf,
-    /// Wait for a migration instead of booting.
-    pub incoming: bool,
+    /// How the machine comes to life.
+    pub start: Start,
+}
+
+/// How a machine comes to life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// By booting.
+    Boot,
+    /// By a migration.
+    Incoming,
+    /// From a snapshot in this directory.
+    Restore(PathBuf),
 }
 
 /// How the process ends: its exit status (see [`crate::api`]).
@@ -60,11 +72,14 @@ pub fn run(options: &Options) -> Result<Ending> {
     let machine = spec.machine_id.clone();
     let (vm, exits) = Vm::new(spec).with_context(|| format!("make machine {machine}"))?;
     let vm = Arc::new(vm);
-    if !options.incoming {
-        vm.boot().with_context(|| format!("boot machine {machine}"))?;
+    match &options.start {
+        Start::Boot => vm.boot().with_context(|| format!("boot machine {machine}"))?,
+        Start::Restore(directory) => snapshot::read(&vm, directory)
+            .with_context(|| format!("restore machine {machine} from {}", directory.display()))?,
+        Start::Incoming => {}
     }
     control::serve(&options.socket, Arc::clone(&vm))?;
-    if !options.incoming {
+    if options.start != Start::Incoming {
         vm.resume()?;
         info!(machine, "running");
     }

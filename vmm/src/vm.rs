@@ -16,6 +16,8 @@ use anyhow::{Context, Result, ensure};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
+use tracing::error;
+
 use crate::api::{MachineSpec, State};
 use crate::bus::Bus;
 use crate::console_ring::ConsoleRing;
@@ -28,8 +30,11 @@ use crate::devices::{Shelf, irqfd};
 use crate::dirty::DirtyLog;
 use crate::memory::GuestRam;
 use crate::power::{Exit, Power};
+use crate::sections::ClockState;
 use crate::serial::Com1;
+use crate::virtio::block::{Block, DiskFile};
 use crate::virtio::mmio::MmioTransport;
+use crate::virtio::net::{Frames, Net};
 use crate::virtio::rng::Rng;
 use crate::{acpi, boot, layout, memory};
 
@@ -43,10 +48,14 @@ pub struct Vm {
     pub(crate) console: ConsoleRing,
     pub(crate) shape: StateShape,
     pub(crate) supported: CpuidTable,
-    pub(crate) cpuid: CpuidTable,
+    cpuid: Mutex<CpuidTable>,
     pub(crate) tsc_khz: u32,
+    /// The clock that a load brought and [`Vm::start_clock`] has not set yet.
+    pub(crate) clock: Mutex<Option<ClockState>>,
     pub(crate) dirty: DirtyLog,
     pub(crate) throttle: Throttle,
+    pub(crate) disks: Vec<Arc<DiskFile>>,
+    pub(crate) nets: Vec<(Arc<MmioTransport>, Arc<Frames>)>,
     places: Vec<acpi::MmioDevice>,
     phase: Mutex<Phase>,
     exits: Sender<Exit>,
@@ -73,7 +82,7 @@ impl Vm {
         let dirty = DirtyLog::new(Arc::clone(&fd), ram.clone());
         let (exits, receiver) = channel();
         let console = ConsoleRing::default();
-        let (virtio, places) = build_devices(&spec, &fd, &ram)?;
+        let Built { virtio, places, disks, nets } = build_devices(&spec, &fd, &ram)?;
         let bus = Arc::new(Bus {
             com1: Mutex::new(Com1::new(irqfd(&fd, layout::COM1_GSI)?, console.clone())?),
             power: Mutex::new(Power::new(Arc::clone(&fd), exits.clone())),
@@ -107,11 +116,14 @@ impl Vm {
             console,
             shape,
             supported,
-            cpuid,
+            cpuid: Mutex::new(cpuid),
+            clock: Mutex::new(None),
             tsc_khz,
             dirty,
             throttle: Throttle::default(),
             places,
+            disks,
+            nets,
             phase,
             exits,
         };
@@ -124,6 +136,7 @@ impl Vm {
     /// When the kernel, an initrd or the command line will not do.
     pub fn boot(&self) -> Result<()> {
         let spec = &self.spec;
+        self.lock_disks()?;
         let entry = boot::load(&self.ram, &spec.kernel, &spec.initrd, &spec.cmdline)?;
         acpi::write(&self.ram, spec.vcpus, &self.places)?;
         let arguments = (0..spec.vcpus).collect();
@@ -184,7 +197,11 @@ impl Vm {
         let mut phase = self.phase();
         match phase.state {
             State::Running => {}
-            State::Paused => self.start_all(),
+            State::Paused => {
+                self.start_clock()?;
+                self.excuse_pause()?;
+                self.start_all();
+            }
             State::Incoming | State::Prepared | State::HandedOver | State::Stopped => {
                 anyhow::bail!("resume: the machine is {:?} and must not run here", phase.state)
             }
@@ -194,11 +211,30 @@ impl Vm {
     }
 
     /// Makes all disk writes durable.
-    pub fn flush(&self) {}
+    pub fn flush(&self) {
+        for disk in &self.disks {
+            if let Err(error) = disk.sync() {
+                error!(disk = disk.id(), %error, "the last writes may not be durable");
+            }
+        }
+    }
+
+    /// Takes the locks of all disks: this process runs the machine.
+    ///
+    /// # Errors
+    /// When another process holds one.
+    pub(crate) fn lock_disks(&self) -> Result<()> {
+        self.disks.iter().try_for_each(|disk| disk.lock())
+    }
 
     /// Where the machine stands.
     pub(crate) fn phase(&self) -> MutexGuard<'_, Phase> {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the guest's CPU looks like.
+    pub(crate) fn cpuid(&self) -> MutexGuard<'_, CpuidTable> {
+        self.cpuid.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Presses the power button.
@@ -236,10 +272,29 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd> {
     Ok(vm)
 }
 
-type Devices = (Vec<Arc<MmioTransport>>, Vec<acpi::MmioDevice>);
+/// The devices and the handles that others than their threads need.
+struct Built {
+    virtio: Vec<Arc<MmioTransport>>,
+    places: Vec<acpi::MmioDevice>,
+    disks: Vec<Arc<DiskFile>>,
+    nets: Vec<(Arc<MmioTransport>, Arc<Frames>)>,
+}
 
-fn build_devices(_spec: &MachineSpec, vm: &VmFd, ram: &GuestRam) -> Result<Devices> {
+fn build_devices(spec: &MachineSpec, vm: &VmFd, ram: &GuestRam) -> Result<Built> {
     let mut shelf = Shelf::new(vm, ram);
+    let mut disks = Vec::new();
+    for disk in &spec.disks {
+        let file = Arc::new(DiskFile::open(disk)?);
+        shelf.add(&disk.id, Box::new(Block::new(Arc::clone(&file))))?;
+        disks.push(file);
+    }
+    let mut nets = Vec::new();
+    for (number, net) in spec.nets.iter().enumerate() {
+        let device = Net::new(net)?;
+        let frames = device.frames();
+        nets.push((shelf.add(&format!("net{number}"), Box::new(device))?, frames));
+    }
     shelf.add("rng", Box::new(Rng))?;
-    Ok(shelf.finish())
+    let (virtio, places) = shelf.finish();
+    Ok(Built { virtio, places, disks, nets })
 }

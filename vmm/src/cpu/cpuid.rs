@@ -53,6 +53,27 @@ const HIDDEN: [(u32, u32, usize, u32); 13] = [
 /// Leaves returned as zero: PMU, SGX, PT, AMX tiles, SVM, IBS.
 const EMPTIED: [u32; 7] = [0xa, 0x12, 0x14, 0x1d, 0x1e, 0x8000_000a, 0x8000_001b];
 
+/// Leaves whose answer depends on ECX.
+const INDEXED: [u32; 17] = [
+    0x4,
+    0x7,
+    0xb,
+    0xd,
+    0xf,
+    0x10,
+    0x12,
+    0x14,
+    0x17,
+    0x18,
+    0x1d,
+    0x1e,
+    0x1f,
+    0x24,
+    0x8000_001d,
+    0x8000_0020,
+    0x8000_0026,
+];
+
 const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
 const HYPER_THREADING: u32 = 1 << 28;
@@ -172,6 +193,28 @@ impl CpuidTable {
 
     fn register(&self, function: u32, index: u32, register: usize) -> u32 {
         self.leaf(function, index).map_or(0, |leaf| leaf.registers[register])
+    }
+
+    /// As a migration describes it: `[function, index, eax, ebx, ecx, edx]`.
+    #[must_use]
+    pub fn to_description(&self) -> Vec<[u32; 6]> {
+        let flat = |leaf: &Leaf| {
+            let [eax, ebx, ecx, edx] = leaf.registers;
+            [leaf.function, leaf.index, eax, ebx, ecx, edx]
+        };
+        self.0.iter().map(flat).collect()
+    }
+
+    /// What [`CpuidTable::to_description`] gave.
+    #[must_use]
+    pub fn from_description(leaves: &[[u32; 6]]) -> Self {
+        let leaf = |&[function, index, eax, ebx, ecx, edx]: &[u32; 6]| Leaf {
+            function,
+            index,
+            flags: if INDEXED.contains(&function) { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 },
+            registers: [eax, ebx, ecx, edx],
+        };
+        Self(leaves.iter().map(leaf).collect())
     }
 
     /// `AuthenticAMD`, `GenuineIntel`.

@@ -96,6 +96,11 @@ pub fn load(vcpu: &VcpuFd, state: &VcpuState, shape: &StateShape) -> Result<()> 
     vcpu.set_vcpu_events(&state.events).context("KVM_SET_VCPU_EVENTS")
 }
 
+/// Tells the guest's watchdogs that it was paused (`KVM_KVMCLOCK_CTRL`). A guest without the KVM clock has none to tell.
+pub fn excuse_pause(vcpu: &VcpuFd) {
+    drop(vcpu.kvmclock_ctrl());
+}
+
 /// Runs the guest's TSC at `khz`. Asking for what it has already is not a request for scaling.
 fn set_frequency(vcpu: &VcpuFd, khz: u32) -> Result<()> {
     let here = vcpu.get_tsc_khz().context("KVM_GET_TSC_KHZ")?;

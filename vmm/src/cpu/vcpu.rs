@@ -81,7 +81,7 @@ impl Vcpu {
         });
         let theirs = Arc::clone(&shared);
         let body = move || match Kickable::new(fd) {
-            Ok(vcpu) => Runner { id, vcpu, shared: theirs, bus, exits }.main(),
+            Ok(vcpu) => Runner { id, vcpu, shared: theirs, bus, exits, entered: false }.main(),
             Err(error) => drop(exits.send(Exit::Failed(format!("vCPU {id}: {error:#}")))),
         };
         let thread = thread::Builder::new()
@@ -211,6 +211,8 @@ struct Runner {
     shared: Arc<Shared>,
     bus: Arc<Bus>,
     exits: Sender<Exit>,
+    /// The guest has run here, so that an exit may be half done.
+    entered: bool,
 }
 
 impl Runner {
@@ -278,6 +280,9 @@ impl Runner {
     /// KVM takes the answer to an `in` or a memory read at the start of the next `KVM_RUN`; with `immediate_exit` it
     /// does only that.
     fn complete_last_exit(&mut self) {
+        if !self.entered {
+            return;
+        }
         let vcpu = self.vcpu.vcpu();
         vcpu.set_kvm_immediate_exit(1);
         drop(vcpu.run());
@@ -287,6 +292,7 @@ impl Runner {
     /// Runs the guest until the next exit; `Some` when it cannot go on.
     fn enter(&mut self) -> Option<Exit> {
         let id = self.id;
+        self.entered = true;
         match self.vcpu.vcpu().run() {
             Ok(VcpuExit::IoIn(port, data)) => self.bus.port_read(port, data),
             Ok(VcpuExit::IoOut(port, data)) => self.bus.port_write(port, data),

@@ -103,6 +103,12 @@ impl MmioTransport {
         &self.name
     }
 
+    /// The virtio device id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.core().device.id()
+    }
+
     /// One eventfd a queue, to be registered at [`QUEUE_NOTIFY`].
     #[must_use]
     pub fn kicks(&self) -> &[EventFd] {

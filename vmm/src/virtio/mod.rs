@@ -9,11 +9,11 @@
 //! quiesced device is one whose gate is closed and whose lock was free once after that: no I/O is in flight, because
 //! all I/O happens under the lock.
 
-//pub mod block;
+pub mod block;
 mod gate;
 mod interrupt;
 pub mod mmio;
-//pub mod net;
+pub mod net;
 mod persist;
 mod rings;
 pub mod rng;
@@ -27,6 +27,7 @@ use vmm_sys_util::epoll::Epoll;
 
 pub use gate::Gate;
 pub use interrupt::Interrupt;
+pub use persist::VERSION as STATE_VERSION;
 pub use rings::Rings;
 pub use worker::start as start_worker;
 
