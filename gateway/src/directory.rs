@@ -98,9 +98,7 @@ pub fn not_running(machine: &Machine) -> Option<String> {
         MachineState::Stopped => {
             Some(format!("machine {slug} is stopped{because}; start it with: mashines start {slug}"))
         }
-        MachineState::Failed => {
-            Some(format!("machine {slug} failed{because}; see: mashines show {slug}"))
-        }
+        MachineState::Failed => Some(format!("machine {slug} failed{because}; see: mashines show {slug}")),
         MachineState::Destroying | MachineState::Destroyed => Some(format!("machine {slug} was removed")),
     }
 }

@@ -90,7 +90,8 @@ impl Door {
         if counts.sources.len() >= REMEMBERED {
             counts.sources.retain(|_, s| s.open > 0 || s.refill(rate, now) < rate * 2.0);
         }
-        let seen = counts.sources.entry(source).or_insert(Source { open: 0, tokens: rate * 2.0, filled: now });
+        let seen =
+            counts.sources.entry(source).or_insert(Source { open: 0, tokens: rate * 2.0, filled: now });
         if seen.open >= self.limits.per_source {
             return Err(Refusal::TooMany(seen.open));
         }

@@ -71,8 +71,8 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// Follows `views` until the replica ends.
-    pub async fn serve(self, mut views: watch::Receiver<Arc<View>>) -> anyhow::Result<()> {
+    /// Follows `views`; after the replica's end, the ports stay as they were.
+    pub async fn serve(self, mut views: watch::Receiver<Arc<View>>) {
         let door = Door::new(self.limits);
         let (table, targets) = watch::channel(Arc::new(BTreeMap::new()));
         let mut listeners: BTreeMap<SocketAddr, Listening> = BTreeMap::new();
@@ -89,7 +89,7 @@ impl Ports {
                 });
             }
             if views.changed().await.is_err() {
-                return Ok(());
+                return std::future::pending().await;
             }
         }
     }

@@ -1,0 +1,191 @@
+//! The lobby: `ssh lobby@mashine.dev ls`, for people who name no machine. It runs the CLI's own command tree.
+//!
+//! | asked for | what happens |
+//! | --- | --- |
+//! | a command | it runs once; its exit code is the session's |
+//! | a shell with a terminal | a prompt with history and completion ([`prompt`]) |
+//! | a shell without one | each line of standard input is a command, as in a script |
+//! | sftp | refused: files are in machines |
+
+mod api;
+mod prompt;
+mod terminal;
+
+use std::time::Duration;
+
+use mashines_cli::{Client, Session, words};
+use mashines_fleet::id::AccountId;
+use russh::server::Msg;
+use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
+use tokio::time::timeout;
+use tracing::info;
+
+use crate::control::Control;
+use crate::ssh::bridge::{self, STDERR};
+use api::OnBehalf;
+
+/// Exit code of a command that the person interrupted: that of a shell, 128 + SIGINT.
+const INTERRUPTED: u8 = 130;
+
+/// How long a client may take to take the end of a session.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// What the lobby needs.
+#[derive(Clone)]
+pub struct Lobby {
+    control: Control,
+    /// The name people reach this gateway by.
+    gateway: String,
+}
+
+/// A terminal, as the client describes it.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    columns: usize,
+}
+
+impl Lobby {
+    /// A lobby whose commands go to `control`, at the gateway that people call `gateway`.
+    pub fn new(control: Control, gateway: String) -> Self {
+        Self { control, gateway }
+    }
+
+    /// A run of the command tree for `account`, with its output in the channel.
+    fn session(&self, account: &AccountId, to: &ChannelWriteHalf<Msg>, size: Option<Size>) -> Session {
+        let client = Client::new(OnBehalf::new(self.control.clone(), account.clone()));
+        let (stdout, stderr) = (Box::pin(to.make_writer()), Box::pin(to.make_writer_ext(Some(STDERR))));
+        let mut session = match size {
+            // A terminal in raw mode wants both ends of a line.
+            Some(_) => {
+                let (stdout, stderr) = (terminal::CrLf::new(stdout), terminal::CrLf::new(stderr));
+                Session::lobby(client, &self.gateway, Box::new(stdout), Box::new(stderr))
+            }
+            None => Session::lobby(client, &self.gateway, Box::new(stdout), Box::new(stderr)),
+        };
+        if let Some(size) = size {
+            session.terminal = true;
+            session.width = size.columns;
+        }
+        session
+    }
+}
+
+/// Serves one session channel of a person of `account`.
+pub async fn serve(lobby: Lobby, account: AccountId, channel: Channel<Msg>) {
+    let (mut from, to) = channel.split();
+    let mut size = None;
+    let code = loop {
+        match from.wait().await {
+            Some(ChannelMsg::RequestPty { col_width, .. }) => size = Some(width(col_width)),
+            Some(ChannelMsg::WindowChange { col_width, .. }) => size = size.map(|_| width(col_width)),
+            Some(ChannelMsg::Exec { command, .. }) => {
+                let line = String::from_utf8_lossy(&command).into_owned();
+                break once(&lobby, &account, &line, &mut from, &to, size).await;
+            }
+            Some(ChannelMsg::RequestShell { .. }) => {
+                break match size {
+                    Some(size) => prompt::run(&lobby, &account, &mut from, &to, size).await,
+                    None => script(&lobby, &account, &mut from, &to).await,
+                };
+            }
+            Some(ChannelMsg::RequestSubsystem { name, .. }) => {
+                let why = format!(
+                    "the lobby has no {name}: log in as one of your machines, as in sftp web@{}",
+                    lobby.gateway
+                );
+                return bridge::refuse(&to, &why).await;
+            }
+            Some(ChannelMsg::Close) | None => return,
+            Some(_) => (),
+        }
+    };
+    let end = async {
+        to.exit_status(u32::from(code)).await?;
+        to.eof().await?;
+        to.close().await
+    };
+    let _gone = timeout(FAREWELL, end).await;
+}
+
+fn width(columns: u32) -> Size {
+    let columns = usize::try_from(columns).unwrap_or(0);
+    // Clients without a window say 0.
+    Size { columns: if columns == 0 { 80 } else { columns.clamp(20, 500) } }
+}
+
+/// One command; ends early when the client goes away.
+async fn once(
+    lobby: &Lobby,
+    account: &AccountId,
+    line: &str,
+    from: &mut ChannelReadHalf,
+    to: &ChannelWriteHalf<Msg>,
+    size: Option<Size>,
+) -> u8 {
+    let mut session = lobby.session(account, to, size);
+    match size {
+        Some(_) => {
+            let mut editor = prompt::Editor::default();
+            prompt::attend(run_line(account, line, &mut session), from, to, &mut editor, None).await
+        }
+        None => {
+            tokio::select! {
+                code = run_line(account, line, &mut session) => code,
+                () = gone(from) => INTERRUPTED,
+            }
+        }
+    }
+}
+
+/// Each line a command, until the input ends; the last one's exit code.
+async fn script(
+    lobby: &Lobby,
+    account: &AccountId,
+    from: &mut ChannelReadHalf,
+    to: &ChannelWriteHalf<Msg>,
+) -> u8 {
+    let mut session = lobby.session(account, to, None);
+    let mut lines = terminal::Lines::default();
+    let mut code = 0;
+    let mut open = true;
+    while open {
+        match from.wait().await {
+            Some(ChannelMsg::Data { data }) => lines.push(&data),
+            Some(ChannelMsg::Eof | ChannelMsg::Close) | None => {
+                lines.end();
+                open = false;
+            }
+            Some(_) => (),
+        }
+        while let Some(line) = lines.next() {
+            code = run_line(account, &line, &mut session).await;
+        }
+    }
+    code
+}
+
+/// Runs one line of words.
+async fn run_line(account: &AccountId, line: &str, session: &mut Session) -> u8 {
+    let words = match words::split(line) {
+        Ok(words) => words,
+        Err(error) => {
+            let _gone = session.err(&error.human()).await;
+            return error.exit.code();
+        }
+    };
+    // People type the command's name out of habit, and `ssh gw mashines ls` is what they would write in a script.
+    let arguments = match words.first().map(String::as_str) {
+        Some("mashines") => words.get(1..).unwrap_or_default(),
+        _ => words.as_slice(),
+    };
+    if arguments.is_empty() {
+        return 0;
+    }
+    info!(%account, command = arguments.first(), "lobby");
+    mashines_cli::run(arguments, session).await
+}
+
+/// Returns when the client has closed its channel.
+async fn gone(from: &mut ChannelReadHalf) {
+    while !matches!(from.wait().await, Some(ChannelMsg::Close) | None) {}
+}

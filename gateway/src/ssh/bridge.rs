@@ -1,0 +1,228 @@
+//! A channel of a client joined to a channel of a machine.
+//!
+//! ```text
+//! client ══ russh server ══▶ to_machine ══▶ russh client ══ machine's sshd
+//!        ◀═══════════════ to_client ◀═════════════════════
+//! ```
+//!
+//! Both directions run in one task. Data is handed on as the bytes that were decrypted, without a copy, and only while the other
+//! side's window has room, so that a reader who stalls holds back exactly its own writer.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use russh::{Channel, ChannelId, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client, server};
+use tokio::time::timeout;
+
+use crate::upstream::Lease;
+
+/// How long a machine may take to confirm the end of a channel whose client has gone.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Extended data of this kind is standard error (RFC 4254 §5.2).
+pub const STDERR: u32 = 1;
+
+/// Messages that came before the other side was there.
+pub type Held = VecDeque<ChannelMsg>;
+
+/// How a joined pair ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Both sides closed the channel: the machine's connection is as good as new.
+    Clean,
+    /// The machine's connection broke, or did not confirm the close.
+    Broken,
+}
+
+/// Joins a session. `client` is the client's connection, for what a channel cannot send.
+pub async fn session(
+    channel: Channel<server::Msg>,
+    held: Held,
+    client: &server::Handle,
+    machine: Channel<client::Msg>,
+    lease: &mut Lease,
+) -> End {
+    let (mut from_client, to_client) = channel.split();
+    let (mut from_machine, to_machine) = machine.split();
+    {
+        let forth = client_to_machine(&mut from_client, held, &to_machine, client, lease);
+        let back = machine_to_client(&mut from_machine, &to_client, client);
+        tokio::pin!(forth, back);
+        tokio::select! {
+            end = &mut back => return end,
+            outcome = &mut forth => match outcome {
+                // The client closed, or its connection is gone.
+                Ok(()) => (),
+                // The machine's connection broke: the other direction notices too, and tells the client.
+                Err(_) => return back.await,
+            },
+        }
+    }
+    close(&mut from_machine, &to_machine).await
+}
+
+/// Ends the machine's channel and waits for its confirmation.
+async fn close(from: &mut ChannelReadHalf, to: &ChannelWriteHalf<client::Msg>) -> End {
+    let confirmed = async {
+        to.close().await.ok()?;
+        while let Some(message) = from.wait().await {
+            if matches!(message, ChannelMsg::Close) {
+                return Some(());
+            }
+        }
+        None
+    };
+    match timeout(FAREWELL, confirmed).await {
+        Ok(Some(())) => End::Clean,
+        Ok(None) | Err(_) => End::Broken,
+    }
+}
+
+/// Ends well when the client closes; fails when the machine's side cannot be written to.
+async fn client_to_machine(
+    from: &mut ChannelReadHalf,
+    mut held: Held,
+    to: &ChannelWriteHalf<client::Msg>,
+    client: &server::Handle,
+    lease: &mut Lease,
+) -> Result<(), russh::Error> {
+    loop {
+        let message = match held.pop_front() {
+            Some(message) => message,
+            None => match from.wait().await {
+                Some(message) => message,
+                None => return Ok(()),
+            },
+        };
+        match message {
+            ChannelMsg::Data { data } => to.data_bytes(data).await?,
+            ChannelMsg::ExtendedData { data, ext } => to.extended_data_bytes(ext, data).await?,
+            ChannelMsg::Eof => to.eof().await?,
+            ChannelMsg::Close => return Ok(()),
+            ChannelMsg::AgentForward { .. } => {
+                lease.forward_agent(client.clone());
+                to.agent_forward(false).await?;
+            }
+            request => pass_request(request, to).await?,
+        }
+    }
+}
+
+/// Requests before and during a session. The client had its answer already (see `handler`); of the machine only whether the
+/// command itself begins is asked.
+async fn pass_request(request: ChannelMsg, to: &ChannelWriteHalf<client::Msg>) -> Result<(), russh::Error> {
+    match request {
+        ChannelMsg::RequestPty {
+            term, col_width, row_height, pix_width, pix_height, terminal_modes, ..
+        } => {
+            to.request_pty(false, &term, col_width, row_height, pix_width, pix_height, &terminal_modes).await
+        }
+        ChannelMsg::SetEnv { variable_name, variable_value, .. } => {
+            to.set_env(false, variable_name, variable_value).await
+        }
+        ChannelMsg::RequestShell { .. } => to.request_shell(true).await,
+        ChannelMsg::Exec { command, .. } => to.exec(true, command).await,
+        ChannelMsg::RequestSubsystem { name, .. } => to.request_subsystem(true, name).await,
+        ChannelMsg::WindowChange { col_width, row_height, pix_width, pix_height } => {
+            to.window_change(col_width, row_height, pix_width, pix_height).await
+        }
+        ChannelMsg::Signal { signal } => to.signal(signal).await,
+        // X11 was refused to the client; the rest is russh's own bookkeeping.
+        _ => Ok(()),
+    }
+}
+
+async fn machine_to_client(
+    from: &mut ChannelReadHalf,
+    to: &ChannelWriteHalf<server::Msg>,
+    client: &server::Handle,
+) -> End {
+    match pass_answers(from, to, client).await {
+        Ok(End::Clean) => {
+            let _gone = to.close().await;
+            End::Clean
+        }
+        Ok(End::Broken) => {
+            refuse(to, "the connection to the machine broke").await;
+            End::Broken
+        }
+        // The client has gone, so there is nobody to tell.
+        Err(_gone) => End::Broken,
+    }
+}
+
+async fn pass_answers(
+    from: &mut ChannelReadHalf,
+    to: &ChannelWriteHalf<server::Msg>,
+    client: &server::Handle,
+) -> Result<End, russh::Error> {
+    while let Some(message) = from.wait().await {
+        match message {
+            ChannelMsg::Data { data } => to.data_bytes(data).await?,
+            ChannelMsg::ExtendedData { data, ext } => to.extended_data_bytes(ext, data).await?,
+            ChannelMsg::Eof => to.eof().await?,
+            ChannelMsg::ExitStatus { exit_status } => to.exit_status(exit_status).await?,
+            ChannelMsg::ExitSignal { signal_name, core_dumped, error_message, lang_tag } => {
+                let sent = client
+                    .exit_signal_request(to.id(), signal_name, core_dumped, error_message, lang_tag)
+                    .await;
+                sent.map_err(|()| russh::Error::SendError)?;
+            }
+            ChannelMsg::Failure => {
+                refuse(to, "the machine's sshd refuses this command or subsystem").await;
+                return Ok(End::Clean);
+            }
+            ChannelMsg::Close => return Ok(End::Clean),
+            // Success, window news: the client had its answers, russh keeps the windows.
+            _ => (),
+        }
+    }
+    Ok(End::Broken)
+}
+
+/// Says why on standard error and ends the channel as `ssh` ends when it fails: with 255.
+pub async fn refuse(to: &ChannelWriteHalf<server::Msg>, why: &str) {
+    let line = format!("mashines: {why}\r\n");
+    let said = async {
+        to.extended_data_bytes(STDERR, line.into_bytes()).await?;
+        to.exit_status(255).await?;
+        to.eof().await?;
+        to.close().await
+    };
+    // A client that does not take the line has its connection ended by the keepalive.
+    let _gone = timeout(FAREWELL, said).await;
+}
+
+/// Joins two channels that carry nothing but bytes, until either side closes.
+pub async fn plain<A, B>(one: Channel<A>, two: Channel<B>) -> End
+where
+    A: From<(ChannelId, ChannelMsg)> + Send + Sync + 'static,
+    B: From<(ChannelId, ChannelMsg)> + Send + Sync + 'static,
+{
+    let (mut from_one, to_one) = one.split();
+    let (mut from_two, to_two) = two.split();
+    let end = tokio::select! {
+        end = bytes(&mut from_one, &to_two) => end,
+        end = bytes(&mut from_two, &to_one) => end,
+    };
+    let _gone = (to_one.close().await, to_two.close().await);
+    end
+}
+
+async fn bytes<S>(from: &mut ChannelReadHalf, to: &ChannelWriteHalf<S>) -> End
+where
+    S: From<(ChannelId, ChannelMsg)> + Send + Sync + 'static,
+{
+    while let Some(message) = from.wait().await {
+        let passed = match message {
+            ChannelMsg::Data { data } => to.data_bytes(data).await,
+            ChannelMsg::Eof => to.eof().await,
+            ChannelMsg::Close => return End::Clean,
+            _ => Ok(()),
+        };
+        if passed.is_err() {
+            return End::Broken;
+        }
+    }
+    End::Broken
+}

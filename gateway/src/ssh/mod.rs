@@ -1,0 +1,205 @@
+//! Port 22 of the gateway: ends SSH and leads on.
+//!
+//! ```text
+//! accept ─▶ limits ─▶ login grace ─▶ handler ─▶ route ─┬─▶ lobby            (the CLI's commands)
+//!          (total, source)   30 s    (thin)    (pure)  ├─▶ session ─▶ pool  (the machine's sshd)
+//!                                                      └─▶ forward          (the machine's ports)
+//! ```
+//!
+//! Invariants:
+//! - Nobody is silently dropped: whoever is turned away reads why, before the version line, as a banner or on standard error.
+//! - Who has not proved a key within the grace is cut off, whatever they send or do not send.
+//! - A connection's task never waits for a machine. Only the tasks of its channels do.
+//! - What a client sends to a channel that takes nothing is queued up to a window and a queue (about 4 MiB); beyond that the client's
+//!   own connection waits, since russh cannot hold back one channel alone. No other connection is concerned.
+
+pub mod algorithms;
+pub(crate) mod bridge;
+mod forward;
+mod handler;
+mod session;
+mod severable;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use russh::keys::PrivateKey;
+use russh::{Disconnect, MethodKind, MethodSet, SshId, server};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::dial::prepare;
+use crate::directory::Directory;
+use crate::limits::{Door, Limits, Slot};
+use crate::lobby::Lobby;
+use crate::ports::farewell;
+use crate::upstream::Pool;
+use severable::Severable;
+
+/// Pause after an accept that failed, for want of file descriptors for example.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a client that was told to go may take to go.
+const PARTING: Duration = Duration::from_secs(1);
+
+/// A session whose client sends nothing at all, not even answers to keepalives, is over after this.
+const DEAD: Duration = Duration::from_secs(12 * 3600);
+
+/// Messages that wait for a channel's task: 4 MiB of OpenSSH's packets.
+const CHANNEL_QUEUE: usize = 128;
+
+/// What all connections share.
+pub struct Gateway {
+    /// Who there is and what there is to enter.
+    pub directory: watch::Receiver<Arc<Directory>>,
+    /// Connections to machines.
+    pub pool: Arc<Pool>,
+    /// The commands for people who name no machine.
+    pub lobby: Lobby,
+    /// The port of machines' sshd.
+    pub machine_port: u16,
+    /// Time to prove a key.
+    pub login_grace: Duration,
+    /// Connections in all.
+    pub door: Arc<Door>,
+    /// Connections that have not proved a key.
+    pub strangers: Arc<Door>,
+}
+
+/// The limits for connections that have not proved a key: half of a door's.
+pub fn stranger_limits(limits: Limits) -> Limits {
+    Limits { total: limits.total.div_ceil(4), per_source: limits.per_source.div_ceil(4), ..limits }
+}
+
+/// The way in, and the way to be told why there is none.
+fn methods() -> MethodSet {
+    MethodSet::from([MethodKind::PublicKey, MethodKind::KeyboardInteractive].as_slice())
+}
+
+/// russh's settings.
+pub fn server_config(host_key: PrivateKey) -> Arc<server::Config> {
+    Arc::new(server::Config {
+        server_id: SshId::Standard("SSH-2.0-mashines".into()),
+        methods: methods(),
+        // Keys are looked up in a map: there is no secret whose comparison could be timed, and an agent may hold many keys.
+        auth_rejection_time: Duration::ZERO,
+        auth_rejection_time_initial: Some(Duration::ZERO),
+        max_auth_attempts: 20,
+        keys: vec![host_key],
+        preferred: algorithms::preferred(),
+        channel_buffer_size: CHANNEL_QUEUE,
+        // Sessions may be silent for days; a client that answers no keepalive for ten minutes has gone.
+        inactivity_timeout: Some(DEAD),
+        keepalive_interval: Some(Duration::from_secs(60)),
+        keepalive_max: 10,
+        nodelay: true,
+        ..server::Config::default()
+    })
+}
+
+/// How far a connection's login has come.
+#[derive(Debug)]
+pub(crate) struct Login {
+    done: Notify,
+    stranger: Mutex<Option<Slot>>,
+}
+
+impl Login {
+    fn new(stranger: Slot) -> Self {
+        Self { done: Notify::new(), stranger: Mutex::new(Some(stranger)) }
+    }
+
+    /// A key was proved: the grace no longer applies, and the place among the strangers is free.
+    fn succeeded(&self) {
+        self.stranger.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.done.notify_one();
+    }
+}
+
+impl Gateway {
+    /// Accepts on `listener` for ever.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, config: Arc<server::Config>) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, peer)) => self.admit(stream, peer, &config),
+                Err(error) => {
+                    warn!(%error, "accepting an SSH connection");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, config: &Arc<server::Config>) {
+        let now = Instant::now();
+        let slots = self.door.enter(peer.ip(), now).and_then(|slot| {
+            let stranger = self.strangers.enter(peer.ip(), now)?;
+            Ok((slot, stranger))
+        });
+        match slots {
+            Ok((slot, stranger)) => {
+                let (gateway, config) = (Arc::clone(self), Arc::clone(config));
+                tokio::spawn(async move {
+                    gateway.converse(stream, peer, config, Login::new(stranger)).await;
+                    drop(slot);
+                });
+            }
+            Err(refusal) => {
+                debug!(%peer, %refusal, "ssh: turned away");
+                tokio::spawn(async move { farewell(stream, &refusal.to_string()).await });
+            }
+        }
+    }
+
+    /// One connection, from its first byte to its last.
+    async fn converse(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        config: Arc<server::Config>,
+        login: Login,
+    ) {
+        if prepare(&stream).is_err() {
+            return;
+        }
+        let late = sleep(self.login_grace);
+        tokio::pin!(late);
+        let (cut, login) = (CancellationToken::new(), Arc::new(login));
+        let handler = handler::Connection::new(Arc::clone(&self), Arc::clone(&login), peer);
+        let begun = server::run_stream(config, Severable::new(stream, cut.clone()), handler);
+        let running = tokio::select! {
+            running = begun => running,
+            // It has not even sent its version.
+            () = &mut late => return,
+        };
+        let mut running = match running {
+            Ok(running) => running,
+            Err(error) => return debug!(%peer, %error, "ssh: no SSH client"),
+        };
+        let authenticated = tokio::select! {
+            outcome = &mut running => return ended(peer, outcome),
+            () = login.done.notified() => true,
+            () = &mut late => false,
+        };
+        if !authenticated {
+            let why = format!("no key was proved within {:?}", self.login_grace);
+            let handle = running.handle();
+            let parting = handle.disconnect(Disconnect::ByApplication, why, "en".to_owned());
+            let _gone = timeout(PARTING, parting).await;
+            let _gone = timeout(PARTING, &mut running).await;
+            cut.cancel();
+        }
+        ended(peer, running.await);
+    }
+}
+
+fn ended(peer: SocketAddr, outcome: Result<(), russh::Error>) {
+    match outcome {
+        Ok(()) => debug!(%peer, "ssh: connection ended"),
+        Err(error) => debug!(%peer, %error, "ssh: connection ended"),
+    }
+}

@@ -1,0 +1,194 @@
+//! One connection: TCP, key exchange, host key, authentication.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use mashines_fleet::record::Machine;
+use russh::client::{self, AuthResult, ChannelOpenHandle, Handle, Msg, Session};
+use russh::keys::PublicKeyOrCertificate;
+use russh::{Channel, ChannelOpenFailure, server};
+use tokio::time::timeout;
+
+use super::credentials::{Credentials, NoCertificate};
+use super::pins::{HostKeyMismatch, Pins};
+use crate::dial::{DialError, dial};
+use crate::ssh::algorithms;
+use crate::ssh::bridge;
+
+/// Key exchange and authentication together. Generous: a guest's first logins are slow.
+const HANDSHAKE: Duration = Duration::from_secs(20);
+
+/// How long a first certificate may take that is on its way.
+const CERTIFICATE: Duration = Duration::from_secs(5);
+
+/// Why a machine was not entered.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    /// No connection.
+    #[error("machine {0} cannot be reached: {1}")]
+    Dial(String, DialError),
+    /// The gateway's fault.
+    #[error(transparent)]
+    Certificate(#[from] NoCertificate),
+    /// Somebody else answers.
+    #[error(transparent)]
+    HostKey(HostKeyMismatch),
+    /// It did not finish in time.
+    #[error("machine {0} accepted the connection, but its sshd did not answer within {HANDSHAKE:?}")]
+    Slow(String),
+    /// Its sshd does not take the certificate.
+    #[error(
+        "machine {0} does not let the gateway in: its sshd does not trust the platform's CA (TrustedUserCAKeys). \
+         Your own keys still work: ssh root@{0} over IPv6"
+    )]
+    Denied(String),
+    /// SSH went wrong.
+    #[error("the connection to machine {0} broke: {1}")]
+    Ssh(String, russh::Error),
+}
+
+/// Where agent connections from a machine go: the client whose channel the connection carries.
+#[derive(Debug, Clone, Default)]
+pub struct AgentSink(Arc<Mutex<Option<server::Handle>>>);
+
+impl AgentSink {
+    /// From now on to that client, or to nobody.
+    pub fn set(&self, client: Option<server::Handle>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = client;
+    }
+
+    fn get(&self) -> Option<server::Handle> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The gateway's side of one connection.
+pub(super) struct Events {
+    machine: Arc<Machine>,
+    pins: Arc<Pins>,
+    agent: AgentSink,
+    /// Why the host key was refused; russh itself only says that it was.
+    mismatch: Arc<Mutex<Option<HostKeyMismatch>>>,
+}
+
+impl client::Handler for Events {
+    type Error = russh::Error;
+
+    async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
+        // Host certificates are not asked for yet, so none is accepted.
+        let PublicKeyOrCertificate::PublicKey { key, .. } = shown else { return Ok(false) };
+        match self.pins.check(&self.machine, key) {
+            Ok(()) => Ok(true),
+            Err(mismatch) => {
+                *self.mismatch.lock().unwrap_or_else(PoisonError::into_inner) = Some(mismatch);
+                Ok(false)
+            }
+        }
+    }
+
+    async fn server_channel_open_agent_forward(
+        &mut self,
+        machine_side: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        let Some(client) = self.agent.get() else {
+            reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
+            return Ok(());
+        };
+        tokio::spawn(async move {
+            match client.channel_open_agent().await {
+                Ok(client_side) => {
+                    reply.accept().await;
+                    bridge::plain(machine_side, client_side).await;
+                }
+                Err(_gone) => reply.reject(ChannelOpenFailure::ConnectFailed).await,
+            }
+        });
+        Ok(())
+    }
+
+    // Nothing was asked of the machine that would make it open these.
+
+    async fn server_channel_open_forwarded_tcpip(
+        &mut self,
+        _channel: Channel<Msg>,
+        _connected_address: &str,
+        _connected_port: u32,
+        _originator_address: &str,
+        _originator_port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
+        Ok(())
+    }
+
+    async fn server_channel_open_forwarded_streamlocal(
+        &mut self,
+        _channel: Channel<Msg>,
+        _socket_path: &str,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
+        Ok(())
+    }
+}
+
+/// What every connection needs.
+#[derive(Debug)]
+pub(super) struct Connector {
+    pub credentials: Arc<Credentials>,
+    pub pins: Arc<Pins>,
+    pub port: u16,
+    config: Arc<client::Config>,
+}
+
+impl Connector {
+    pub fn new(credentials: Arc<Credentials>, port: u16) -> Self {
+        let config = client::Config {
+            preferred: algorithms::preferred(),
+            nodelay: true,
+            // Sessions may be silent for days. Three unanswered minutes are a dead machine; a move is a fraction of a second.
+            inactivity_timeout: None,
+            keepalive_interval: Some(Duration::from_secs(30)),
+            keepalive_max: 6,
+            ..client::Config::default()
+        };
+        Self { credentials, pins: Arc::default(), port, config: Arc::new(config) }
+    }
+
+    pub async fn connect(
+        &self,
+        machine: &Arc<Machine>,
+    ) -> Result<(Handle<Events>, AgentSink), UpstreamError> {
+        let slug = || machine.slug.to_string();
+        let (key, certificate) = self.credentials.wait(CERTIFICATE).await?;
+        let address = SocketAddr::new(machine.net.ipv6.into(), self.port);
+        let stream = dial(address).await.map_err(|error| UpstreamError::Dial(slug(), error))?;
+        let agent = AgentSink::default();
+        let mismatch = Arc::new(Mutex::new(None));
+        let events = Events {
+            machine: Arc::clone(machine),
+            pins: Arc::clone(&self.pins),
+            agent: agent.clone(),
+            mismatch: Arc::clone(&mismatch),
+        };
+        let shake = async {
+            let mut handle = client::connect_stream(Arc::clone(&self.config), stream, events).await?;
+            let answer = handle.authenticate_openssh_cert("root", key, certificate).await?;
+            Ok((handle, answer))
+        };
+        let outcome = timeout(HANDSHAKE, shake).await.map_err(|_elapsed| UpstreamError::Slow(slug()))?;
+        match outcome {
+            Ok((handle, AuthResult::Success)) => Ok((handle, agent)),
+            Ok((_, AuthResult::Failure { .. })) => Err(UpstreamError::Denied(slug())),
+            Err(error) => {
+                let mismatch = mismatch.lock().unwrap_or_else(PoisonError::into_inner).take();
+                Err(mismatch.map_or_else(|| UpstreamError::Ssh(slug(), error), UpstreamError::HostKey))
+            }
+        }
+    }
+}

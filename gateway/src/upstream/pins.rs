@@ -1,0 +1,50 @@
+//! Which host key each machine must show.
+//!
+//! The record's `host_key_public` where there is one; else the key seen first, for as long as this gateway runs.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use mashines_fleet::id::MachineId;
+use mashines_fleet::record::Machine;
+use russh::keys::PublicKey;
+
+/// The machine showed another key than it must.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "machine {slug} shows the host key {shown}, not {expected}: something else answers at its address, or its host key was changed"
+)]
+pub struct HostKeyMismatch {
+    slug: String,
+    shown: String,
+    expected: String,
+}
+
+/// Keys seen so far.
+#[derive(Debug, Default)]
+pub struct Pins {
+    seen: Mutex<HashMap<MachineId, PublicKey>>,
+}
+
+impl Pins {
+    /// Checks the key that `machine` showed.
+    pub fn check(&self, machine: &Machine, shown: &PublicKey) -> Result<(), HostKeyMismatch> {
+        let recorded = machine.host_key_public.as_deref().and_then(|line| PublicKey::from_openssh(line).ok());
+        let expected = match recorded {
+            Some(key) => key,
+            None => {
+                let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+                seen.entry(machine.id.clone()).or_insert_with(|| shown.clone()).clone()
+            }
+        };
+        if expected.key_data() == shown.key_data() {
+            return Ok(());
+        }
+        let print = |key: &PublicKey| key.fingerprint(Default::default()).to_string();
+        Err(HostKeyMismatch {
+            slug: machine.slug.to_string(),
+            shown: print(shown),
+            expected: print(&expected),
+        })
+    }
+}

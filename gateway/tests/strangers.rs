@@ -1,0 +1,81 @@
+//! Who proves no key: cut off in time, limited, told why.
+
+// A failed unwrap in a test is a failed test.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{Stage, finish};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+async fn until_closed(stream: &mut TcpStream) -> String {
+    let mut read = Vec::new();
+    let closed = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut read));
+    let _reset_counts_too = closed.await.expect("the connection stays open");
+    String::from_utf8_lossy(&read).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_and_slow_connections_end_with_the_grace() {
+    let stage = Stage::with(|config| config.login_grace_s = 2).await;
+    let since = Instant::now();
+    let mut silent = TcpStream::connect(stage.gateway).await.unwrap();
+    let mut halfway = TcpStream::connect(stage.gateway).await.unwrap();
+    halfway.write_all(b"SSH-2.0-slow\r\n").await.unwrap();
+    let (one, two) = tokio::join!(until_closed(&mut silent), until_closed(&mut halfway));
+    assert!(since.elapsed() >= Duration::from_secs(2) && since.elapsed() < Duration::from_secs(8));
+    assert!(one.starts_with("SSH-2.0-mashines") && two.starts_with("SSH-2.0-mashines"));
+    // Whoever proved a key in time stays.
+    let output = finish(stage.ssh("ann", "web", &["sleep 4; echo stayed"]), b"").await;
+    assert_eq!(output.text(), "stayed\n", "{output:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_connections_do_not_keep_others_out_and_are_told_why_they_are_turned_away() {
+    let stage = Stage::with(|config| {
+        config.ssh_limits.per_source = 16;
+        config.ssh_limits.per_source_per_second = 100;
+    })
+    .await;
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let mut stream = TcpStream::connect(stage.gateway).await.unwrap();
+        let mut version = [0u8; 7];
+        stream.read_exact(&mut version).await.unwrap();
+        held.push(stream);
+    }
+    let mut fifth = TcpStream::connect(stage.gateway).await.unwrap();
+    let told = until_closed(&mut fifth).await;
+    assert!(told.contains("your address holds 4 connections"), "{told}");
+    drop(held);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let output = finish(stage.ssh("ann", "web", &["echo in"]), b"").await;
+    assert_eq!(output.text(), "in\n", "{output:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_silent_connections_leave_the_gateway_serving() {
+    let stage = Stage::with(|config| {
+        config.ssh_limits.per_source = 400;
+        config.ssh_limits.per_source_per_second = 100_000;
+    })
+    .await;
+    let mut held = Vec::new();
+    for _ in 0..10_000 {
+        if let Ok(stream) = TcpStream::connect(stage.gateway).await {
+            held.push(stream);
+        }
+        // Those that were turned away need no descriptor here.
+        if held.len() > 300 {
+            held.remove(100);
+        }
+    }
+    // They hold the strangers' places of this source; another source is not concerned, and these go with their time.
+    drop(held);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let output = finish(stage.ssh("ann", "web", &["echo in"]), b"").await;
+    assert_eq!(output.text(), "in\n", "{output:?}");
+}
