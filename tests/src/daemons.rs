@@ -149,7 +149,7 @@ impl Fleet {
     }
 
     fn login(&self, token: &str) -> Result<()> {
-        let ca = self.state(Place::Control).join("pki/ca.pem");
+        let ca = self.state(Place::Control).join("pki/control/ca.pem");
         let mut login = self.cli_command();
         login.args(["login", "--api", &api_url(), "--token", "-", "--ca"]).arg(ca);
         run_with_input(&mut login, token.as_bytes()).map(drop)
@@ -234,10 +234,14 @@ impl Fleet {
         Place::of_host(host.as_str()).with_context(|| format!("{host} is not of this topology"))
     }
 
-    /// Moves a machine to the other host and waits for the end, good or bad.
+    /// Moves a machine to the other host and waits for the end, good or bad: a move that failed is an answer too.
     pub fn migrate(&self, slug: &str) -> Result<api::Migration> {
         let to = self.place_of(slug)?.peer();
-        self.ask(&["migrate", slug, "--to", to.name(), "--wait"])
+        let output =
+            self.cli_command().args(["--json", "migrate", slug, "--to", to.name(), "--wait"]).output()?;
+        serde_json::from_slice(&output.stdout).with_context(|| {
+            format!("mashines migrate {slug}: {}", String::from_utf8_lossy(&output.stderr).trim())
+        })
     }
 
     /// The `mashines` command of the person.
@@ -272,7 +276,7 @@ impl Drop for Fleet {
 
 /// The address of the API.
 pub fn api_url() -> String {
-    format!("https://[{}]:4280", Place::Control.underlay())
+    format!("https://[{}]:{}", Place::Control.underlay(), crate::config::API_PORT)
 }
 
 /// Ends a fleet of this name, whoever brought it up, and forgets its state.

@@ -124,8 +124,8 @@ impl Topology {
         let address = format!("{}/64", place.underlay());
         self.ip(place, &["addr", "add", &address, "dev", "under", "nodad"])?;
         self.ip(place, &["link", "set", "under", "up", "txqueuelen", "4000"])?;
-        if matches!(place, Place::A | Place::B) {
-            // The provider's own router: what machines send to the internet leaves here.
+        if place != Place::Entry {
+            // The provider's router: people reach the API by it. Machines' packets take the overlay instead.
             self.ip(
                 place,
                 &["-6", "route", "add", "default", "via", Place::Entry.underlay(), "dev", "under"],
