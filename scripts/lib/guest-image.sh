@@ -5,14 +5,14 @@
 # (kernel, root file systems) and hard-linked into the set, so a changed mashines-guest costs a new initrd and no more.
 
 # virtio over mmio (our monitor, announced by ACPI) and over PCI (QEMU); button and evdev carry the power button to logind.
-# crc32c: ext4's soft dependency, which modules.dep does not name.
+# autofs4: systemd's, which would otherwise wait for modprobe. crc32c: ext4's soft dependency, which modules.dep does not name.
 guest_modules=(virtio_mmio virtio_pci virtio_blk virtio_net vsock vmw_vsock_virtio_transport virtio_rng button evdev
-    crc32c_intel crc32c_generic ext4)
+    crc32c_intel crc32c_generic autofs4 ext4)
 
 # quiet: each byte on the serial console is an exit of the machine. kvm-clock, and never the bare TSC: it is what stays true on a
 # host with another TSC frequency. reboot=k, panic=1: a guest that reboots or panics ends its monitor at once.
 guest_cmdline='console=ttyS0 quiet loglevel=3 reboot=k panic=1 clocksource=kvm-clock net.ifnames=0 8250.nr_uarts=1'
-guest_cmdline+=' i8042.noaux i8042.nomux i8042.dumbkbd random.trust_cpu=on raid=noautodetect'
+guest_cmdline+=' i8042.noaux i8042.nomux i8042.dumbkbd random.trust_cpu=on rcupdate.rcu_expedited=1'
 
 guest_kernel() {
     printf '%s/guest-kernel/%s\n' "$(cache_dir)" "$(recipe_key "$repo_root/scripts/lib/debian.sh")"

@@ -1,8 +1,9 @@
-//! The agent: answers the host's questions over vsock (see [`mashines_guest::protocol`]).
+//! The agent: answers the host's questions over vsock (see [`mashines_guest::protocol`]) and its power button.
 //!
 //! Invariants: at most [`MAX_CONNECTIONS`] connections at a time, each with one thread and one request; a peer that says
 //! nothing is dropped after [`REQUEST_TIMEOUT`]; no request can end the agent.
 
+mod button;
 mod clock;
 mod exec;
 mod ops;
@@ -43,6 +44,7 @@ pub fn run() {
         log::console(format_args!("the agent goes on without the machine's configuration: {error:#}"));
         Config::new("", "")
     }));
+    button::watch();
     loop {
         if let Err(error) = serve(&config) {
             log::note(format_args!("agent: {error:#}; trying again in {} s", RETRY.as_secs()));

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::Result;
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, sync};
@@ -20,9 +19,8 @@ static PREPARED: AtomicBool = AtomicBool::new(false);
 const GRACE: Duration = Duration::from_secs(3);
 
 /// Notes that the machine goes off; it does after the answer is out.
-pub fn prepare() -> Result<()> {
+pub fn prepare() {
     PREPARED.store(true, Ordering::SeqCst);
-    Ok(())
 }
 
 /// Goes off when [`prepare`] was called.
