@@ -102,3 +102,86 @@ pub fn not_running(machine: &Machine) -> Option<String> {
         MachineState::Destroying | MachineState::Destroyed => Some(format!("machine {slug} was removed")),
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use mashines_fleet::view::{Batch, Change};
+    use serde_json::json;
+
+    use super::*;
+
+    pub const ANN: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJfkNV4OS33ImTXvorZr72q4v5XhVEQKfvqsxOEJ/XaR";
+    pub const BOB: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAyKHjkRLCcYLYTFZ8xMHUoIaaNPQqvmNhZYiUOtvP/b";
+
+    /// A started machine; its id and address follow from its name.
+    pub fn machine(slug: &str, account: &str) -> Machine {
+        let number = slug.bytes().fold(0u64, |n, byte| n * 31 + u64::from(byte)) & 0xffff;
+        serde_json::from_value(json!({
+            "id": format!("{number:014x}"), "slug": slug, "account": account, "app": "web",
+            "instance_id": "01J00000000000000000000000",
+            "config": {"image": "container-os", "guest": {"cpus": 1, "memory_mb": 256}},
+            "image_digest": "sha256:00", "desired": "started", "state": "started", "place": null,
+            "net": {"ipv6": format!("2001:db8::{number:x}"), "private6": "fd00::9",
+                    "mac": "02:00:00:00:00:01", "ssh_port": {"entry": "entry1", "port": 2200 + number % 100}},
+            "created_at": 0, "updated_at": 0,
+        }))
+        .unwrap()
+    }
+
+    pub fn directory(machines: &[Machine]) -> Directory {
+        Directory::project(&view(machines))
+    }
+
+    /// ann and bob with a key each, eve with ann's and no other.
+    pub fn view(machines: &[Machine]) -> View {
+        let put = |key: String, value| Change { key, value: Some(value) };
+        let account = |id: &str, keys: &[&str]| {
+            put(format!("accounts/{id}"), json!({"id": id, "ssh_keys": keys, "private_prefix": "fd00::"}))
+        };
+        let config = json!({"domain": "mashine.dev", "prefix": "2001:db8::/48", "name_servers": [],
+                            "ssh_ports": [2200, 2299], "ssh_ca": null});
+        let mut changes = vec![
+            put("config".into(), config),
+            account("ann", &[ANN, "no key at all"]),
+            account("bob", &[BOB]),
+            account("team", &[BOB, ANN]),
+        ];
+        changes.extend(
+            machines.iter().map(|m| put(format!("machines/{}", m.id), serde_json::to_value(m).unwrap())),
+        );
+        let mut view = View::default();
+        assert_eq!(view.apply(&Batch { revision: 1, changes }), []);
+        view
+    }
+
+    pub fn person(directory: &Directory, key: &str) -> Person {
+        directory.person(&PublicKey::from_openssh(key).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_key_belongs_to_each_account_that_lists_it() {
+        let directory = directory(&[]);
+        let ann = person(&directory, ANN);
+        assert_eq!(ann.accounts.iter().map(AccountId::as_str).collect::<Vec<_>>(), ["ann", "team"]);
+        assert_eq!(ann.home.as_str(), "ann");
+        let stranger = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEhlbGxvIHdvcmxkIGhlbGxvIHdvcmxkIGhlbGxvISEh";
+        assert_eq!(directory.person(&PublicKey::from_openssh(stranger).unwrap()), None);
+    }
+
+    #[test]
+    fn machines_are_found_by_name_full_name_and_address() {
+        let web = machine("web", "ann");
+        let address = web.net.ipv6.to_string();
+        let gone = Machine { desired: Desired::Destroyed, ..machine("gone", "ann") };
+        let directory = directory(&[web, gone]);
+        for host in ["web", "WEB", "web.mashine.dev", "web.mashine.dev.", &address, &format!("[{address}]")] {
+            assert_eq!(directory.at(host).map(|m| m.slug.as_str()), Some("web"), "{host}");
+        }
+        for host in
+            ["", "mashine.dev", ".mashine.dev", "webmashine.dev", "x.web.mashine.dev", "gone", "::1", "web."]
+        {
+            let found = directory.at(host).map(|m| m.slug.as_str());
+            assert_eq!(found, (host == "web.").then_some("web"), "{host}");
+        }
+    }
+}

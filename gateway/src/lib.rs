@@ -142,11 +142,10 @@ impl Doors {
             let views = common.view.clone();
             tasks.spawn(async move { ports.serve(views).await });
         }
-        let name = directory.borrow().domain().to_owned();
         let gateway = Arc::new(Gateway {
-            directory,
             pool: Pool::new(self.credentials, self.config.machine_port),
-            lobby: Lobby::new(self.control, name),
+            lobby: Lobby::new(self.control, directory.clone()),
+            directory,
             machine_port: self.config.machine_port,
             login_grace: Duration::from_secs(self.config.login_grace_s),
             door: Door::new(self.config.ssh_limits),

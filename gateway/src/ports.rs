@@ -199,3 +199,27 @@ async fn bind(socket: SocketAddr) -> TcpListener {
 fn complain(socket: SocketAddr, error: &io::Error) {
     warn!(%socket, %error, "a machine's shared port cannot be listened on; trying again every second: does something else hold it?");
 }
+
+#[cfg(test)]
+mod tests {
+    use mashines_fleet::record::{Desired, Machine, MachineState};
+
+    use super::*;
+    use crate::directory::tests::{machine, view};
+
+    #[test]
+    fn the_ports_are_those_of_living_machines_at_this_entry() {
+        let elsewhere = {
+            let mut machine = machine("elsewhere", "ann");
+            machine.net.ssh_port.as_mut().unwrap().entry = "entry2".parse().unwrap();
+            machine
+        };
+        let gone = Machine { desired: Desired::Destroyed, ..machine("gone", "ann") };
+        let off = Machine { state: MachineState::Stopped, ..machine("off", "ann") };
+        let view = view(&[machine("web", "ann"), off, gone, elsewhere]);
+        let wanted = wanted(&view, &"entry1".parse().unwrap());
+        let mut told: Vec<_> = wanted.values().map(|t| (t.slug.as_str(), t.closed.is_some())).collect();
+        told.sort_unstable();
+        assert_eq!(told, [("off", true), ("web", false)], "a stopped machine's port says that it is stopped");
+    }
+}

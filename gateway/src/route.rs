@@ -113,3 +113,80 @@ fn tcp(directory: &Directory, user: &str, person: &Person, host: &str, port: u32
 fn no_machine(what: &str, directory: &Directory) -> String {
     format!("{what} needs a machine: log in as one of yours, as in ssh web@{}", directory.domain())
 }
+
+#[cfg(test)]
+mod tests {
+    use mashines_fleet::record::MachineState;
+
+    use super::*;
+    use crate::directory::tests::{ANN, BOB, directory, machine, person};
+
+    fn ask(user: &str, key: &str, destination: Destination<'_>) -> String {
+        let off = Machine {
+            state: MachineState::Stopped,
+            reason: Some("out of money".into()),
+            ..machine("off", "ann")
+        };
+        let machines = [machine("web", "ann"), machine("db", "bob"), machine("shared", "team"), off];
+        let directory = directory(&machines);
+        match route(&directory, user, &person(&directory, key), destination) {
+            Door::Lobby(account) => format!("lobby of {account}"),
+            Door::Machine(machine) => format!("machine {}", machine.slug),
+            Door::Port(machine, port) => format!("port {port} of {}", machine.slug),
+            Door::Refuse(why) => format!("refused: {why}"),
+        }
+    }
+
+    fn session(user: &str, key: &str) -> String {
+        ask(user, key, Destination::Session)
+    }
+
+    fn tcp(user: &str, host: &str, port: u32) -> String {
+        ask(user, ANN, Destination::Tcp { host, port })
+    }
+
+    #[test]
+    fn a_session_goes_to_the_machine_that_is_named_or_to_the_lobby() {
+        assert_eq!(session("web", ANN), "machine web");
+        assert_eq!(session("web.mashine.dev", ANN), "machine web");
+        assert_eq!(session("shared", ANN), "machine shared", "a key may be in several accounts");
+        assert_eq!(session("shared", BOB), "machine shared");
+        for user in ["lobby", "mashines", "ann", "root", "", "no-such"] {
+            assert_eq!(session(user, ANN), "lobby of ann", "{user}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_why_and_what_to_do() {
+        assert!(session("web", BOB).contains("belongs to another account than bob"));
+        assert!(session("db", ANN).contains("ssh lobby@mashine.dev ls"));
+        let off = session("off", ANN);
+        assert!(off.contains("stopped (out of money)") && off.contains("mashines start off"), "{off}");
+        assert!(session("off", BOB).contains("another account"), "why it is stopped is its owner's affair");
+    }
+
+    #[test]
+    fn tcp_goes_to_own_machines_only() {
+        for user in ["lobby", "ann", "web", "db"] {
+            assert_eq!(tcp(user, "web", 22), "port 22 of web", "{user}");
+            assert_eq!(tcp(user, "web.mashine.dev", 8080), "port 8080 of web", "{user}");
+            assert!(tcp(user, "db", 22).contains("another account"), "{user}");
+        }
+        assert_eq!(tcp("web", "localhost", 5432), "machine web", "from inside");
+        assert_eq!(tcp("web", "10.0.0.7", 80), "machine web", "from inside");
+        for host in ["localhost", "127.0.0.1", "::1", "example.org", "2001:db8::ffff:1"] {
+            assert!(tcp("lobby", host, 22).contains("none of your machines"), "{host}");
+        }
+        for port in [0, 65_536, u32::MAX] {
+            assert!(tcp("web", "web", port).contains("is no TCP port"), "{port}");
+        }
+        assert!(tcp("lobby", "off", 22).contains("is stopped"));
+    }
+
+    #[test]
+    fn unix_sockets_are_in_machines() {
+        assert_eq!(ask("web", ANN, Destination::UnixSocket), "machine web");
+        assert!(ask("lobby", ANN, Destination::UnixSocket).contains("needs a machine"));
+        assert!(ask("db", ANN, Destination::UnixSocket).contains("another account"));
+    }
+}

@@ -29,7 +29,7 @@ async fn silent_and_slow_connections_end_with_the_grace() {
     assert!(since.elapsed() >= Duration::from_secs(2) && since.elapsed() < Duration::from_secs(8));
     assert!(one.starts_with("SSH-2.0-mashines") && two.starts_with("SSH-2.0-mashines"));
     // Whoever proved a key in time stays.
-    let output = finish(stage.ssh("ann", "web", &["sleep 4; echo stayed"]), b"").await;
+    let output = finish(stage.ssh("ann", "web", "sleep 4; echo stayed"), b"").await;
     assert_eq!(output.text(), "stayed\n", "{output:?}");
 }
 
@@ -52,7 +52,7 @@ async fn silent_connections_do_not_keep_others_out_and_are_told_why_they_are_tur
     assert!(told.contains("your address holds 4 connections"), "{told}");
     drop(held);
     tokio::time::sleep(Duration::from_millis(200)).await;
-    let output = finish(stage.ssh("ann", "web", &["echo in"]), b"").await;
+    let output = finish(stage.ssh("ann", "web", "echo in"), b"").await;
     assert_eq!(output.text(), "in\n", "{output:?}");
 }
 
@@ -76,6 +76,6 @@ async fn ten_thousand_silent_connections_leave_the_gateway_serving() {
     // They hold the strangers' places of this source; another source is not concerned, and these go with their time.
     drop(held);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let output = finish(stage.ssh("ann", "web", &["echo in"]), b"").await;
+    let output = finish(stage.ssh("ann", "web", "echo in"), b"").await;
     assert_eq!(output.text(), "in\n", "{output:?}");
 }

@@ -11,16 +11,19 @@ mod api;
 mod prompt;
 mod terminal;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mashines_cli::{Client, Session, words};
 use mashines_fleet::id::AccountId;
 use russh::server::Msg;
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::info;
 
 use crate::control::Control;
+use crate::directory::Directory;
 use crate::ssh::bridge::{self, STDERR};
 use api::OnBehalf;
 
@@ -34,8 +37,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub struct Lobby {
     control: Control,
-    /// The name people reach this gateway by.
-    gateway: String,
+    directory: watch::Receiver<Arc<Directory>>,
 }
 
 /// A terminal, as the client describes it.
@@ -45,9 +47,14 @@ struct Size {
 }
 
 impl Lobby {
-    /// A lobby whose commands go to `control`, at the gateway that people call `gateway`.
-    pub fn new(control: Control, gateway: String) -> Self {
-        Self { control, gateway }
+    /// A lobby whose commands go to `control`.
+    pub fn new(control: Control, directory: watch::Receiver<Arc<Directory>>) -> Self {
+        Self { control, directory }
+    }
+
+    /// The name people reach this gateway by: the apex, whose addresses are the entries'.
+    fn gateway(&self) -> String {
+        self.directory.borrow().domain().to_owned()
     }
 
     /// A run of the command tree for `account`, with its output in the channel.
@@ -58,9 +65,9 @@ impl Lobby {
             // A terminal in raw mode wants both ends of a line.
             Some(_) => {
                 let (stdout, stderr) = (terminal::CrLf::new(stdout), terminal::CrLf::new(stderr));
-                Session::lobby(client, &self.gateway, Box::new(stdout), Box::new(stderr))
+                Session::lobby(client, self.gateway(), Box::new(stdout), Box::new(stderr))
             }
-            None => Session::lobby(client, &self.gateway, Box::new(stdout), Box::new(stderr)),
+            None => Session::lobby(client, self.gateway(), Box::new(stdout), Box::new(stderr)),
         };
         if let Some(size) = size {
             session.terminal = true;
@@ -91,7 +98,7 @@ pub async fn serve(lobby: Lobby, account: AccountId, channel: Channel<Msg>) {
             Some(ChannelMsg::RequestSubsystem { name, .. }) => {
                 let why = format!(
                     "the lobby has no {name}: log in as one of your machines, as in sftp web@{}",
-                    lobby.gateway
+                    lobby.gateway()
                 );
                 return bridge::refuse(&to, &why).await;
             }

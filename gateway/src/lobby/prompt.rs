@@ -193,7 +193,7 @@ pub async fn run(
     let mut code = 0;
     let greeting = format!(
         "This is {}, as {account}. Try `ls`, `launch` or `help`; `exit` or Ctrl-D leaves.\r\n",
-        lobby.gateway
+        lobby.gateway()
     );
     if to.data_bytes(greeting.into_bytes()).await.is_err() {
         return code;

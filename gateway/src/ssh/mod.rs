@@ -70,7 +70,7 @@ pub struct Gateway {
     pub strangers: Arc<Door>,
 }
 
-/// The limits for connections that have not proved a key: half of a door's.
+/// The limits for connections that have not proved a key: a quarter of a door's.
 pub fn stranger_limits(limits: Limits) -> Limits {
     Limits { total: limits.total.div_ceil(4), per_source: limits.per_source.div_ceil(4), ..limits }
 }

@@ -48,3 +48,29 @@ impl Pins {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use russh::keys::key::safe_rng;
+    use russh::keys::{Algorithm, PrivateKey};
+
+    use super::*;
+    use crate::directory::tests::machine;
+
+    fn key() -> PublicKey {
+        PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).unwrap().public_key().clone()
+    }
+
+    #[test]
+    fn the_first_key_is_the_key_until_the_record_says_otherwise() {
+        let (pins, web, first, second) = (Pins::default(), machine("web", "ann"), key(), key());
+        assert_eq!(pins.check(&web, &first), Ok(()));
+        assert_eq!(pins.check(&web, &first), Ok(()));
+        assert!(
+            pins.check(&web, &second).unwrap_err().to_string().contains("machine web shows the host key")
+        );
+        let recorded = Machine { host_key_public: Some(second.to_openssh().unwrap()), ..web };
+        assert_eq!(pins.check(&recorded, &second), Ok(()));
+        assert!(pins.check(&recorded, &first).is_err());
+    }
+}

@@ -1,6 +1,7 @@
 //! A gateway in this process, OpenSSH's `sshd` playing the machine, OpenSSH's `ssh` playing the person.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use axum::Router;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -8,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mashines_fleet::daemon::Common;
-use mashines_fleet::pki::{Ca, PeerName};
+use mashines_fleet::pki::{Ca, ClientCertificates, PeerName};
+use mashines_fleet::rpc;
 use mashines_fleet::view::{Batch, Change, View};
 use mashines_gateway::{Config, Doors};
 use serde_json::{Value, json};
@@ -16,6 +18,7 @@ use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 /// Everything a test needs; all of it ends with it.
 pub struct Stage {
@@ -24,7 +27,8 @@ pub struct Stage {
     pub machine_port: u16,
     pub views: watch::Sender<Arc<View>>,
     sshd: Option<Child>,
-    _shutdown: watch::Sender<bool>,
+    control: Option<JoinHandle<()>>,
+    shutdown: watch::Sender<bool>,
 }
 
 /// What a command of a client brought.
@@ -49,8 +53,7 @@ pub fn account(id: &str, keys: &[String]) -> Change {
     put(&format!("accounts/{id}"), json!({"id": id, "ssh_keys": keys, "private_prefix": "fd00::"}))
 }
 
-pub fn machine(id: u64, slug: &str, owner: &str, ipv6: Ipv6Addr, state: &str, port: Option<u16>) -> Change {
-    let port = port.map(|port| json!({"entry": "entry1", "port": port}));
+pub fn machine(id: u64, slug: &str, owner: &str, ipv6: Ipv6Addr, state: &str) -> Change {
     let id = format!("{id:014x}");
     put(
         &format!("machines/{id}"),
@@ -59,7 +62,7 @@ pub fn machine(id: u64, slug: &str, owner: &str, ipv6: Ipv6Addr, state: &str, po
             "instance_id": "01J00000000000000000000000",
             "config": {"image": "container-os", "guest": {"cpus": 1, "memory_mb": 256}},
             "image_digest": "sha256:00", "desired": "started", "state": state, "place": null,
-            "net": {"ipv6": ipv6, "private6": "fd00::9", "mac": "02:00:00:00:00:01", "ssh_port": port},
+            "net": {"ipv6": ipv6, "private6": "fd00::9", "mac": "02:00:00:00:00:01", "ssh_port": null},
             "created_at": 0, "updated_at": 0,
         }),
     )
@@ -89,6 +92,18 @@ impl Stage {
     }
 
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::build(change, None).await
+    }
+
+    /// A gateway whose control is `api`; the certificate for machines is asked of it.
+    pub async fn with_control(api: impl FnOnce(&Path) -> Router) -> Self {
+        Self::build(|_| (), Some(Box::new(api))).await
+    }
+
+    async fn build(
+        change: impl FnOnce(&mut Config),
+        control: Option<Box<dyn FnOnce(&Path) -> Router + '_>>,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         for name in ["ann", "bob", "stranger", "ca", "machine_host_key"] {
@@ -96,20 +111,41 @@ impl Stage {
         }
         let machine_port = free_port();
         let sshd = start_sshd(directory.path(), machine_port).await;
-        certify(directory.path());
 
+        let ca = Ca::create("test").unwrap();
         let mut config: Config =
             serde_json::from_value(json!({"ssh_listen": ["127.0.0.1:0"], "machine_port": machine_port}))
                 .unwrap();
         change(&mut config);
+        let control = match control {
+            Some(api) => {
+                let (url, task) = serve_control(&ca, api(directory.path())).await;
+                config.control.push(url);
+                Some(task)
+            }
+            None => {
+                certify(directory.path());
+                None
+            }
+        };
+        Self::open(directory, &ca, config, machine_port, sshd, control).await
+    }
+
+    async fn open(
+        directory: TempDir,
+        ca: &Ca,
+        config: Config,
+        machine_port: u16,
+        sshd: Child,
+        control: Option<JoinHandle<()>>,
+    ) -> Self {
         let (views, view) = watch::channel(Arc::new(View::default()));
         let (shutdown, stop) = watch::channel(false);
-        let identity = Ca::create("test").unwrap();
-        let identity = identity.issue(&PeerName::host(&"entry1".parse().unwrap()), &[]).unwrap();
+        let identity = ca.issue(&PeerName::host(&"entry1".parse().unwrap()), &[]).unwrap();
         let common = Common { state_dir: directory.path().to_owned(), identity, view, shutdown: stop };
         let doors = Doors::open(&config, &common).await.unwrap();
         let gateway = doors.ssh_addresses().unwrap()[0];
-        let stage = Self { directory, gateway, machine_port, views, sshd: Some(sshd), _shutdown: shutdown };
+        let stage = Self { directory, gateway, machine_port, views, sshd: Some(sshd), control, shutdown };
         stage.publish(None);
         tokio::spawn(doors.serve(common));
         stage
@@ -117,30 +153,50 @@ impl Stage {
 
     /// Publishes the fleet, with `web`'s shared port.
     pub fn publish(&self, port: Option<u16>) {
-        let key = |name: &str| {
-            let line = std::fs::read_to_string(self.path(&format!("{name}.pub"))).unwrap();
-            line.trim().to_owned()
-        };
+        self.publish_with(|machine| {
+            if let Some(port) = port {
+                machine["net"]["ssh_port"] = json!({"entry": "entry1", "port": port});
+            }
+        });
+    }
+
+    /// Publishes the fleet, with `web` changed.
+    pub fn publish_with(&self, change: impl FnOnce(&mut Value)) {
+        let mut web = machine(1, "web", "ann", Ipv6Addr::LOCALHOST, "started");
+        change(web.value.as_mut().unwrap());
         let nowhere = "2001:db8::dead".parse().unwrap();
         let mut view = View::default();
         let changes = vec![
             fleet_config(),
-            account("ann", &[key("ann")]),
-            account("bob", &[key("bob")]),
-            machine(1, "web", "ann", Ipv6Addr::LOCALHOST, "started", port),
-            machine(2, "theirs", "bob", "2001:db8::2".parse().unwrap(), "started", None),
-            machine(3, "off", "ann", nowhere, "stopped", None),
+            account("ann", &[self.public_key("ann")]),
+            account("bob", &[self.public_key("bob")]),
+            web,
+            machine(2, "theirs", "bob", "2001:db8::2".parse().unwrap(), "started"),
+            machine(3, "off", "ann", nowhere, "stopped"),
         ];
         assert_eq!(view.apply(&Batch { revision: 1, changes }), []);
         self.views.send_replace(Arc::new(view));
+    }
+
+    pub fn public_key(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(&format!("{name}.pub"))).unwrap().trim().to_owned()
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    pub fn sshd_pid(&self) -> u32 {
-        self.sshd.as_ref().unwrap().id().unwrap()
+    /// Control goes away, and the gateway starts again with what it has on disk.
+    pub async fn restart_without_control(mut self) -> Self {
+        if let Some(control) = self.control.take() {
+            control.abort();
+        }
+        self.shutdown.send_replace(true);
+        let config = serde_json::from_value(json!({
+            "ssh_listen": ["127.0.0.1:0"], "machine_port": self.machine_port, "control": ["https://127.0.0.1:1"],
+        }));
+        let (sshd, port) = (self.sshd.take().unwrap(), self.machine_port);
+        Self::open(self.directory, &Ca::create("test").unwrap(), config.unwrap(), port, sshd, None).await
     }
 
     pub async fn stop_sshd(&mut self) {
@@ -174,15 +230,36 @@ impl Stage {
         .to_vec()
     }
 
-    /// `ssh` to the gateway, ready to be given more arguments.
-    pub fn ssh(&self, key: &str, user: &str, more: &[&str]) -> Command {
-        let mut command = Command::new("ssh");
-        command.args(self.options(key)).args(["-p", &self.gateway.port().to_string()]);
-        command.args(more.iter().take_while(|a| a.starts_with('-') || a.contains('=') || a.contains(':')));
-        command.arg(format!("{user}@127.0.0.1"));
-        command.args(more.iter().skip_while(|a| a.starts_with('-') || a.contains('=') || a.contains(':')));
-        command.kill_on_drop(true);
-        command
+    /// `ssh` to the gateway with a command.
+    pub fn ssh(&self, key: &str, user: &str, command: &str) -> Command {
+        self.ssh_with(key, user, &[], &[command])
+    }
+
+    /// `ssh` to the gateway with more options, and a command or none.
+    pub fn ssh_with(&self, key: &str, user: &str, options: &[&str], command: &[&str]) -> Command {
+        let mut ssh = Command::new("ssh");
+        ssh.args(self.options(key)).args(["-p", &self.gateway.port().to_string()]).args(options);
+        ssh.arg(format!("{user}@127.0.0.1")).args(command).kill_on_drop(true);
+        ssh
+    }
+}
+
+impl Stage {
+    /// `ssh` at its usual log level, which shows what the server has to say.
+    pub fn loud(&self, key: &str, user: &str, command: &str) -> Command {
+        let options = self.options(key).into_iter().filter(|o| o != "LogLevel=ERROR");
+        let mut options: Vec<String> = options.collect();
+        // The option that is left without its value is given another.
+        let at = options.windows(2).position(|pair| pair[0] == "-o" && pair[1] == "-o").unwrap();
+        options.insert(at + 1, "LogLevel=INFO".to_owned());
+        let mut ssh = Command::new("ssh");
+        ssh.args(options).args([
+            "-p",
+            &self.gateway.port().to_string(),
+            &format!("{user}@127.0.0.1"),
+            command,
+        ]);
+        ssh
     }
 }
 
@@ -205,6 +282,17 @@ pub async fn finish(mut command: Command, input: &[u8]) -> Output {
         out: output.stdout,
         err: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
+}
+
+async fn serve_control(ca: &Ca, api: Router) -> (String, JoinHandle<()>) {
+    let identity = ca.issue(&PeerName::control(), &[]).unwrap();
+    let tls = identity.server_config(ClientCertificates::Required).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let task = tokio::spawn(async move {
+        rpc::serve(listener, api, tls, rpc::Limits::default(), std::future::pending()).await.unwrap();
+    });
+    (url, task)
 }
 
 /// The platform's CA certifies the gateway's key, as control does.
@@ -246,6 +334,7 @@ async fn start_sshd(directory: &Path, port: u16) -> Child {
     std::fs::write(directory.join("sshd_config"), config).unwrap();
     let child = Command::new("/usr/sbin/sshd")
         .args(["-D", "-e", "-f", &at("sshd_config")])
+        .stderr(Stdio::null())
         .kill_on_drop(true)
         .spawn()
         .expect("sshd is not installed: apt-get install openssh-server");
