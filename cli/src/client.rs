@@ -138,6 +138,12 @@ impl Client {
         }
     }
 
+    /// A machine as it is now.
+    pub async fn look(&self, machine: &api::Machine) -> Result<api::Machine, CliError> {
+        let path = format!("/v1/machines/{}", machine.id);
+        self.get(&format!("look at machine `{}`", machine.slug), &path).await
+    }
+
     /// A volume by name or id; a name that several apps use is ambiguous.
     pub async fn volume(&self, name: &str) -> Result<api::Volume, CliError> {
         let mut known: Vec<api::Volume> = self.get("list the volumes", "/v1/volumes").await?;

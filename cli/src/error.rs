@@ -21,6 +21,8 @@ pub enum Exit {
     Unreachable,
     /// 255: `exec`, `enter`, `cp`: the remote side could not be reached, as ssh says it.
     Transport,
+    /// 141: whoever read the answer went away, as in `mashines ls | head -1`; what a shell shows for SIGPIPE.
+    NobodyReads,
     /// The remote command's own exit code.
     Remote(u8),
 }
@@ -37,6 +39,7 @@ impl Exit {
             Self::TimedOut => 5,
             Self::Unreachable => 6,
             Self::Transport => 255,
+            Self::NobodyReads => 141,
             Self::Remote(code) => code,
         }
     }
@@ -52,6 +55,7 @@ impl Exit {
             Self::TimedOut => "timed-out",
             Self::Unreachable => "unreachable",
             Self::Transport => "transport",
+            Self::NobodyReads => "nobody-reads",
         }
     }
 }
@@ -117,9 +121,13 @@ impl CliError {
 }
 
 impl From<std::io::Error> for CliError {
-    /// Standard output or error went away: nobody is left to be told more.
+    /// Standard output or error went away, or their disk is full.
     fn from(error: std::io::Error) -> Self {
-        Self::failed(format!("cannot write the answer: {error}"))
+        let exit = match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Exit::NobodyReads,
+            _ => Exit::Failed,
+        };
+        Self::new(exit, format!("cannot write the answer: {error}"))
     }
 }
 

@@ -11,6 +11,9 @@ pub type Output = Box<dyn AsyncWrite + Send + Unpin>;
 /// Where a confirmation is read from.
 pub type Input = Box<dyn AsyncBufRead + Send + Unpin>;
 
+/// Columns, where there is no terminal to ask.
+const WIDTH: usize = 100;
+
 /// On whose machine the command runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
@@ -53,7 +56,7 @@ impl Session {
             stdout: Box::new(tokio::io::stdout()),
             stderr: Box::new(tokio::io::stderr()),
             terminal: std::io::stderr().is_terminal(),
-            width: std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok()).unwrap_or(100),
+            width: terminal_width().unwrap_or(WIDTH),
             place: Place::Local,
         }
     }
@@ -67,7 +70,7 @@ impl Session {
             stdout,
             stderr,
             terminal: false,
-            width: 100,
+            width: WIDTH,
             place: Place::Lobby { gateway: gateway.into() },
         }
     }
@@ -96,4 +99,9 @@ impl Session {
         }
         Ok(matches!(line.trim(), "y" | "Y" | "yes"))
     }
+}
+
+fn terminal_width() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(std::io::stderr()).ok()?;
+    (size.ws_col > 0).then(|| usize::from(size.ws_col))
 }

@@ -188,6 +188,18 @@ async fn an_api_that_is_gone_is_told_with_its_address() {
 }
 
 #[tokio::test]
+async fn a_reader_that_goes_away_is_no_error_to_talk_about() {
+    let fleet = Fleet::start().await;
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_mashines"));
+    command.args(["completions", "bash"]).env("MASHINES_CONFIG", fleet.config());
+    let output =
+        command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().await.unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(141), ""));
+}
+
+#[tokio::test]
 async fn completions_are_scripts_of_their_shells() {
     let fleet = Fleet::start().await;
     for shell in ["bash", "zsh", "fish"] {

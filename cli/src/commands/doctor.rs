@@ -98,7 +98,7 @@ async fn look() -> Findings {
     Findings {
         arch: std::env::consts::ARCH,
         kvm,
-        root: std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0),
+        root: rustix::process::geteuid().is_root(),
         qemu: program("qemu-system-x86_64"),
         apt: program("apt-get").is_some(),
         ssh: program("ssh"),
@@ -154,8 +154,8 @@ fn free_disk() -> Option<(PathBuf, u64)> {
     let cache = std::env::var_os("MASHINES_CACHE").or_else(|| std::env::var_os("XDG_CACHE_HOME"));
     let cache = cache.or_else(|| std::env::var_os("HOME")).map(PathBuf::from)?;
     let there = cache.ancestors().find(|directory| directory.exists())?.to_owned();
-    let stat = nix::sys::statvfs::statvfs(&there).ok()?;
-    let bytes = stat.blocks_available().checked_mul(stat.fragment_size())?;
+    let stat = rustix::fs::statvfs(&there).ok()?;
+    let bytes = stat.f_bavail.checked_mul(stat.f_frsize)?;
     Some((there, bytes >> 20))
 }
 

@@ -53,7 +53,10 @@ pub(super) async fn run(args: Args, context: &mut Context<'_>) -> Result<Exit, C
             Ok(now) => drain = now,
             // Control restarting; the drain is in the store.
             Err(error) if error.exit == Exit::Unreachable => {}
-            Err(error) => return Err(error),
+            Err(error) => {
+                progress.clear(context.session).await?;
+                return Err(error);
+            }
         }
     }
     progress.clear(context.session).await?;

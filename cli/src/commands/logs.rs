@@ -52,7 +52,12 @@ pub(super) async fn run(args: Args, context: &mut Context<'_>) -> Result<Exit, C
     let mut seen = seen;
     loop {
         tokio::time::sleep(PERIOD).await;
-        let now: Logs = client.get(&what, &path).await?;
+        let now: Logs = match client.get(&what, &path).await {
+            Ok(now) => now,
+            // Control restarting is no reason to stop watching.
+            Err(error) if error.exit == Exit::Unreachable => continue,
+            Err(error) => return Err(error),
+        };
         context.session.out(added(&seen, &now.text)).await?;
         seen = now.text;
     }

@@ -123,15 +123,24 @@ pub async fn run(args: impl IntoIterator<Item = impl Into<OsString>>, session: &
     let json = cli.json;
     match dispatch(cli.command, &mut Context { session, json }).await {
         Ok(exit) => exit.code(),
-        Err(error) => {
-            // A writer that fails here has nobody behind it any more: the exit code is all that is left to give.
-            if json {
-                let _ = session.out(&format!("{}\n", error.json())).await;
-            }
-            let _ = session.err(&error.human()).await;
-            error.exit.code()
-        }
+        Err(error) => told(error, json, session).await,
     }
+}
+
+/// Tells an error, to whoever is still there.
+async fn told(mut error: CliError, json: bool, session: &mut Session) -> u8 {
+    match (&session.place, error.exit) {
+        (_, Exit::NobodyReads) => return error.exit.code(),
+        // In the lobby nobody can log in again or look at the entry's network.
+        (Place::Lobby { .. }, Exit::Unreachable | Exit::Denied) => error.next = None,
+        _ => {}
+    }
+    // A writer that fails here has nobody behind it any more: the exit code is all that is left to give.
+    if json {
+        let _ = session.out(&format!("{}\n", error.json())).await;
+    }
+    let _ = session.err(&error.human()).await;
+    error.exit.code()
 }
 
 /// The names of all commands, for a prompt or a suggestion.

@@ -15,8 +15,8 @@ use crate::parse;
 use crate::progress::Progress;
 use crate::text;
 
-/// Between two looks.
-const PERIOD: Duration = Duration::from_millis(200);
+/// Between two looks at first; a long wait looks ever more rarely, down to once a second.
+const PERIOD: Duration = Duration::from_millis(150);
 
 /// Whether to wait, and how long.
 #[derive(clap::Args, Debug, Clone, Default)]
@@ -75,12 +75,12 @@ pub(super) async fn settle(
     let mut scheduled = last.host.is_some();
     let mut rose = false;
     loop {
-        let now = match client.machine(last.id.as_str()).await {
+        let now = match client.look(&last).await {
             Ok(machine) => machine,
             Err(error) if error.exit == Exit::NotFound && goal == Goal::Gone => break,
             Err(error) if error.exit == Exit::Unreachable && progress.elapsed() < limit => {
                 progress.now(context.session, "the API does not answer; asking again").await?;
-                tokio::time::sleep(PERIOD).await;
+                pause(progress).await;
                 continue;
             }
             Err(error) => {
@@ -106,12 +106,18 @@ pub(super) async fn settle(
             }
             Standing::Underway => {
                 progress.now(context.session, doing(last.state)).await?;
-                tokio::time::sleep(PERIOD).await;
+                pause(progress).await;
             }
         }
     }
     progress.done(context.session, reached(goal)).await?;
     Ok(last)
+}
+
+/// Between two looks.
+async fn pause(progress: &Progress) {
+    let period = PERIOD.max(progress.elapsed() / 30).min(Duration::from_secs(1));
+    tokio::time::sleep(period).await;
 }
 
 /// `rose`: it was seen starting since the wait began, so that a stop now is not the one from before.
