@@ -75,6 +75,8 @@ pub fn ruleset(config: &NetdConfig, filters: &Filters) -> String {
 
   chain forward {{
     type filter hook forward priority filter; policy accept;
+    # The mark has chosen the route. Left on, it would choose the outer packet's route, too: into the overlay again.
+    iifname "mt-*" meta mark set 0
 {forward}  }}
 
   chain input {{

@@ -22,6 +22,8 @@ pub mod kernel;
 pub mod ledger;
 pub mod mac;
 pub mod plan;
+#[cfg(test)]
+mod properties;
 pub mod reconcile;
 mod requests;
 mod server;

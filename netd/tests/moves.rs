@@ -127,3 +127,8 @@ fn moves(underlay: Underlay, flips: u64) {
 fn no_probe_is_lost_over_200_moves() {
     moves(Underlay::Plain, 200);
 }
+
+#[test]
+fn no_probe_is_lost_over_100_moves_inside_wireguard() {
+    moves(Underlay::Wireguard, 100);
+}

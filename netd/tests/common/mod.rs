@@ -71,6 +71,22 @@ impl Namespace {
         sh(&format!("ip netns exec {} {command}", self.name))
     }
 
+    /// Waits until another answers, with "port unreachable": a veth pair takes up to a second to come up.
+    fn reaches(&self, address: &str) {
+        let to = std::net::SocketAddr::new(address.parse().unwrap(), 9);
+        let asked = self.within(move || {
+            let socket = std::net::UdpSocket::bind("[::]:0").unwrap();
+            socket.connect(to).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            let refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+            wait_for("a link to come up", || {
+                let sent = socket.send(b"?");
+                sent.as_ref().is_err_and(refused) || socket.recv(&mut [0; 1]).as_ref().is_err_and(refused)
+            });
+        });
+        asked.join().unwrap();
+    }
+
     /// Runs `work` on a thread that lives in this namespace.
     pub fn within<T: Send + 'static>(
         &self,
@@ -187,7 +203,7 @@ impl Fleet {
         let [client, entry, a, b] = names;
         let mut fleet = Self {
             client,
-            entry: node(entry, &dir, "entry", Role::Entry, underlay, &ingress),
+            entry: node(entry, &dir, "entry", Role::Entry, underlay, &Ingress::Anchored),
             a: node(a, &dir, "a", Role::Host, underlay, &ingress),
             b: node(b, &dir, "b", Role::Host, underlay, &ingress),
             view: NetView { revision: 1, ..NetView::default() },
@@ -271,6 +287,9 @@ fn wire(names: &[Namespace; 4]) {
     }
     entry.ip("addr add fd00:e::1/128 dev lo nodad");
     entry.exec("sysctl -qw net.ipv6.conf.all.forwarding=1");
+    for other in [client, a, b] {
+        other.reaches("fd00:e::1");
+    }
 }
 
 fn node(
