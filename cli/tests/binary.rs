@@ -1,6 +1,6 @@
 //! The binary as a person has it: settings in a file, a token, ssh and scp in the PATH.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed unwrap in a test's helper is a failed test")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests may: a failed unwrap is a failed test")]
 
 mod support;
 

@@ -1,6 +1,6 @@
 //! Each command against a fake fleet, as the lobby runs it: what it says, what it asks for, how it ends.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed unwrap in a test's helper is a failed test")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests may: a failed unwrap is a failed test")]
 
 mod support;
 
