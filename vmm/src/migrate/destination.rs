@@ -26,7 +26,7 @@ use super::link::{Link, PATIENT, URGENT};
 use super::listener::Listener;
 use super::machine::{DestinationMachine, NetFrame, Section};
 use super::progress::{Progress, lock};
-use super::receive::{Streams, Target, name};
+use super::receive::{Buffers, Streams, Target, name};
 use super::tls::Credentials;
 use super::{Instance, hold, hooks};
 use crate::api::{MigrateIn, MigrationStatus, Outcome, Phase};
@@ -326,15 +326,15 @@ impl Destination {
         activated: &mut bool,
     ) -> Result<(Vec<Section>, Stopped)> {
         let Session { control, streams, target, .. } = session;
-        let (mut round, mut buffer, mut blocks) = (0, Vec::new(), false);
+        let (mut round, mut buffers, mut blocks) = (0, Buffers::default(), false);
         let mut stopped: Option<Stopped> = None;
         loop {
-            let (_, message) = control.expect()?;
+            let (header, message) = control.expect()?;
             match (message, &mut stopped) {
                 (message @ (Message::Pages(_) | Message::Blocks(_)), stopped)
                     if stopped.as_ref().is_none_or(|stopped| !stopped.last_round) =>
                 {
-                    blocks |= target.apply(&message, control, &mut buffer)?;
+                    blocks |= target.apply(&header, &message, control, &mut buffers)?;
                 }
                 (Message::RoundEnd { round: ended, counts }, None) => {
                     ensure!(ended == round, "round {ended} ended where round {round} was due");

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, ensure};
 
 use super::frame::{BLOCK_SIZE, Encoder, Entry, MAX_DATA, Message};
-use super::link::Link;
 use super::machine::DiskSide;
 use super::send::{Batch, Tally};
 
@@ -75,6 +74,7 @@ pub fn encode(
     let full: Vec<bool> = entries.iter().flat_map(|e| (0..e.count).map(|_| !e.zero)).collect();
     encoder.encode_with(out, &Message::Blocks(entries), |out| -> Result<()> {
         for (bytes, _) in blocks.chunks(BLOCK_SIZE).zip(full).filter(|(_, full)| *full) {
+            tally.content += BLOCK;
             out.extend_from_slice(bytes);
         }
         Ok(())
@@ -83,16 +83,12 @@ pub fn encode(
     Ok(())
 }
 
-/// Applies a frame of blocks at the destination. All entries are checked before the first is written.
+/// Applies a frame of blocks at the destination; `data` holds those that are not zero. All entries are checked before the
+/// first is written.
 ///
 /// # Errors
-/// When an entry lies outside its disk or on a read-only one, a write fails, or the connection does.
-pub fn apply(
-    disks: &[Arc<dyn DiskSide>],
-    entries: &[Entry],
-    link: &mut Link,
-    buffer: &mut Vec<u8>,
-) -> Result<()> {
+/// When an entry lies outside its disk or on a read-only one, or a write fails.
+pub fn apply(disks: &[Arc<dyn DiskSide>], entries: &[Entry], mut data: &[u8]) -> Result<()> {
     let places = entries.iter().map(|entry| place(disks, entry)).collect::<Result<Vec<_>>>()?;
     for (entry, disk) in entries.iter().zip(places) {
         let (offset, count) = (entry.first * BLOCK, usize::try_from(entry.count)?);
@@ -102,10 +98,10 @@ pub fn apply(
             disk.zero(offset, u64::from(entry.count) * BLOCK).with_context(what)?;
             continue;
         }
-        buffer.resize(buffer.len().max(count * BLOCK_SIZE), 0);
-        let bytes = buffer.get_mut(..count * BLOCK_SIZE).unwrap_or_default();
-        link.read_data(bytes)?;
+        let (bytes, rest) =
+            data.split_at_checked(count * BLOCK_SIZE).context("a frame of blocks is cut short")?;
         disk.write_blocks(offset, bytes).with_context(what)?;
+        data = rest;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The frames of a migration stream: a fixed little-endian header, a *table* that says what the frame means, and *data*.
 //!
 //! ```text
-//!  0  magic  "MSHM"        8  flags (0)       20  epoch            36  sequence on this stream, from 0
+//!  0  magic  "MSHM"        8  flags           20  epoch            36  sequence on this stream, from 0
 //!  4  version              10 stream          28  table length     44  CRC-32 of bytes 0..44 and the table
 //!  6  kind                 12 migration       32  data length      48  table, data
 //! ```
@@ -9,6 +9,8 @@
 //! Everything that is interpreted (header and table) is under the CRC; the data, which is raw pages and blocks, is under
 //! the AEAD of TLS only, since a second sum over every page would cost as much as the copy. `migration` is the start of the
 //! SHA-256 of the migration's id: a frame of another migration is refused.
+//!
+//! Flag 1: the data is one LZ4 block (pages and blocks only); its content's length follows from the table.
 //!
 //! Invariants: [`parse`] never panics, never allocates more than its input is long (plus a constant), and accepts only what
 //! [`Encoder`] can write. Lengths are capped by kind before anything is read.
@@ -31,7 +33,8 @@ pub const MAX_STREAMS: usize = 9;
 
 const MAGIC: [u8; 4] = *b"MSHM";
 const ENTRY: usize = 16;
-const FLAG_ZERO: u32 = 1;
+const FLAG_ZERO: u16 = 1;
+const FLAG_PACKED: u16 = 1;
 /// The most entries of a page or block table: as many as one frame can carry pages if each is alone, and some for zeros.
 pub const MAX_ENTRIES: usize = 1024;
 /// The most pages or blocks one zero entry covers (1 GiB).
@@ -105,6 +108,11 @@ macro_rules! kinds {
                 match self { $(Kind::$name => $value,)* }
             }
 
+            /// The flags that it may carry.
+            fn flags(self) -> u16 {
+                if matches!(self, Kind::Pages | Kind::Blocks) { FLAG_PACKED } else { 0 }
+            }
+
             /// The longest table and the longest data.
             fn caps(self) -> (usize, usize) {
                 match self { $(Kind::$name => ($table, $data),)* }
@@ -161,8 +169,10 @@ pub struct Header {
     pub epoch: u64,
     /// Bytes of table.
     pub table: usize,
-    /// Bytes of data.
+    /// Bytes of data on the wire.
     pub data: usize,
+    /// The data is one LZ4 block.
+    pub packed: bool,
     /// The frame's number on its stream.
     pub sequence: u64,
     crc: u32,
@@ -259,11 +269,13 @@ pub fn parse_header(bytes: &[u8]) -> Result<Header, FrameError> {
         return Err(FrameError::Version(version));
     }
     let (kind, flags) = (fields.u16().ok_or(short.clone())?, fields.u16().ok_or(short.clone())?);
-    let Some(kind) = Kind::from_wire(kind).filter(|_| flags == 0) else {
+    let packed = flags & FLAG_PACKED != 0;
+    let Some(kind) = Kind::from_wire(kind).filter(|kind| flags & !kind.flags() == 0) else {
         return Err(FrameError::Kind { kind, flags });
     };
     let header = Header {
         kind,
+        packed,
         stream: fields.u16().ok_or(short.clone())?,
         migration: fields.u64().ok_or(short.clone())?,
         epoch: fields.u64().ok_or(short.clone())?,
@@ -298,10 +310,10 @@ pub fn parse_table(header: &Header, raw: &[u8], table: &[u8]) -> Result<Message,
         Kind::Ready => Message::Ready,
         Kind::Pages | Kind::Blocks => {
             let entries = entries(&mut fields).map_err(malformed)?;
-            let full: usize =
-                entries.iter().filter(|e| !e.zero).filter_map(|e| usize::try_from(e.count).ok()).sum();
-            if full.checked_mul(PAGE_SIZE) != Some(header.data) {
-                return Err(malformed("its entries do not add up to its data"));
+            let content = content(&entries).ok_or(malformed("its entries are more than fits a frame"))?;
+            let fits = if header.packed { header.data < content } else { header.data == content };
+            if !fits {
+                return Err(malformed("its entries do not fit its data"));
             }
             if kind == Kind::Pages && entries.iter().any(|entry| entry.disk != 0) {
                 return Err(malformed("a page names a disk"));
@@ -330,6 +342,14 @@ pub fn parse_table(header: &Header, raw: &[u8], table: &[u8]) -> Result<Message,
     if fields.0.is_empty() { Ok(message) } else { Err(malformed("bytes are left over")) }
 }
 
+/// The bytes that the entries' pages or blocks have, unpacked; `None` when that is more than [`MAX_DATA`].
+#[must_use]
+pub fn content(entries: &[Entry]) -> Option<usize> {
+    let counts = entries.iter().filter(|entry| !entry.zero).map(|entry| u64::from(entry.count));
+    let bytes = usize::try_from(counts.sum::<u64>()).ok()?.checked_mul(PAGE_SIZE)?;
+    (bytes <= MAX_DATA).then_some(bytes)
+}
+
 fn entries(fields: &mut Fields<'_>) -> Result<Vec<Entry>, &'static str> {
     let mut entries = Vec::with_capacity(fields.0.len() / ENTRY);
     while !fields.0.is_empty() {
@@ -337,10 +357,10 @@ fn entries(fields: &mut Fields<'_>) -> Result<Vec<Entry>, &'static str> {
         let first = fields.u64().ok_or(cut)?;
         let count = fields.u32().ok_or(cut)?;
         let (flags, disk) = (fields.u16().ok_or(cut)?, fields.u16().ok_or(cut)?);
-        if u32::from(flags) & !FLAG_ZERO != 0 {
+        if flags & !FLAG_ZERO != 0 {
             return Err("an entry has unknown flags");
         }
-        let zero = u32::from(flags) & FLAG_ZERO != 0;
+        let zero = flags & FLAG_ZERO != 0;
         if count == 0 || count > MAX_ZERO_RUN || first.checked_add(u64::from(count)).is_none() {
             return Err("an entry's count is 0 or too high");
         }
@@ -424,13 +444,20 @@ pub struct Encoder {
     migration: u64,
     epoch: u64,
     sequence: u64,
+    packing: bool,
+    packed: Vec<u8>,
 }
 
 impl Encoder {
     /// For one stream of one migration.
     #[must_use]
     pub fn new(stream: u16, migration: u64, epoch: u64) -> Self {
-        Self { stream, migration, epoch, sequence: 0 }
+        Self { stream, migration, epoch, sequence: 0, packing: false, packed: Vec::new() }
+    }
+
+    /// Whether [`Encoder::encode_with`] compresses from now on, where that makes it shorter.
+    pub fn pack(&mut self, packing: bool) {
+        self.packing = packing;
     }
 
     /// Appends a frame to `out`; the message's data is `data`.
@@ -442,7 +469,7 @@ impl Encoder {
         let kind = put_table(out, message);
         let table = out.len() - start - HEADER;
         out.extend_from_slice(data);
-        self.finish(out, start, kind, table)
+        self.finish(out, start, (kind, 0), table)
     }
 
     /// Appends a frame of pages or blocks whose data `fill` appends itself, sparing a copy.
@@ -459,7 +486,22 @@ impl Encoder {
         let kind = put_table(out, message);
         let table = out.len() - start - HEADER;
         fill(out)?;
-        Ok(self.finish(out, start, kind, table)?)
+        let flags = if self.packing && self.pack_data(out, start + HEADER + table) { FLAG_PACKED } else { 0 };
+        Ok(self.finish(out, start, (kind, flags), table)?)
+    }
+
+    /// Replaces what `out` holds from `start` on by its compressed form; leaves it where that gains less than an eighth.
+    fn pack_data(&mut self, out: &mut Vec<u8>, start: usize) -> bool {
+        let content = out.get(start..).unwrap_or_default();
+        let most = lz4_flex::block::get_maximum_output_size(content.len());
+        self.packed.resize(self.packed.len().max(most), 0);
+        let Ok(length) = lz4_flex::block::compress_into(content, &mut self.packed) else { return false };
+        if length >= content.len() - content.len() / 8 {
+            return false;
+        }
+        out.truncate(start);
+        out.extend_from_slice(self.packed.get(..length).unwrap_or_default());
+        true
     }
 
     fn begin(&self, out: &mut Vec<u8>) -> usize {
@@ -468,7 +510,13 @@ impl Encoder {
         start
     }
 
-    fn finish(&mut self, out: &mut [u8], start: usize, kind: Kind, table: usize) -> Result<(), FrameError> {
+    fn finish(
+        &mut self,
+        out: &mut [u8],
+        start: usize,
+        (kind, flags): (Kind, u16),
+        table: usize,
+    ) -> Result<(), FrameError> {
         let (most_table, most_data) = kind.caps();
         let data = out.len() - start - HEADER - table;
         for (length, most) in [(table, most_table), (data, most_data)] {
@@ -481,7 +529,7 @@ impl Encoder {
         header.extend_from_slice(&MAGIC);
         header.extend_from_slice(&VERSION.to_le_bytes());
         header.extend_from_slice(&kind.wire().to_le_bytes());
-        header.extend_from_slice(&0u16.to_le_bytes());
+        header.extend_from_slice(&flags.to_le_bytes());
         header.extend_from_slice(&self.stream.to_le_bytes());
         header.extend_from_slice(&self.migration.to_le_bytes());
         header.extend_from_slice(&self.epoch.to_le_bytes());
@@ -495,6 +543,20 @@ impl Encoder {
         }
         self.sequence += 1;
         Ok(())
+    }
+}
+
+/// Restores the content of a packed frame: `content.len()` bytes, no more and no less.
+///
+/// # Errors
+/// When `data` is not the compressed form of so many bytes.
+pub fn unpack(kind: Kind, data: &[u8], content: &mut [u8]) -> Result<(), FrameError> {
+    match lz4_flex::block::decompress_into(data, content) {
+        Ok(length) if length == content.len() => Ok(()),
+        _ => Err(FrameError::Malformed {
+            kind,
+            why: "its data does not unpack to the pages or blocks it announces",
+        }),
     }
 }
 

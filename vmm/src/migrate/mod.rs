@@ -19,13 +19,14 @@
 //! | `source`, `destination` | the two halves, mirrored |
 //! | `converge` | when to stop: a pure decision |
 //! | `handover` | the records that make two runners impossible; `gate` cancel or commit |
-//! | `handshake`, `frame`, `link`, `tls`, `listener` | the wire, from meaning to bytes |
-//! | `ram`, `disk`, `pending`, `send`, `receive` | pages and blocks over parallel streams |
+//! | `handshake`, `frame`, `link`, `tls`, `cipher`, `listener` | the wire, from meaning to bytes |
+//! | `ram`, `disk`, `pending`, `packing`, `send`, `receive` | pages and blocks over parallel streams |
 //! | `hold`, `hooks`, `progress`, `figures` | tests' brakes, netd's lines, what `status` tells |
 //!
 //! **Exactly one runner.** The source may resume until `handed-over.json` is durable and never after; the destination may run
 //! only after it heard so, from the source or from the authority. In between nobody runs.
 
+mod cipher;
 mod converge;
 mod destination;
 mod disk;
@@ -41,6 +42,7 @@ mod hooks;
 mod link;
 mod listener;
 pub mod machine;
+mod packing;
 mod pending;
 mod progress;
 mod ram;

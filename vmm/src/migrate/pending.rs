@@ -90,6 +90,7 @@ pub fn inline(
 ) -> Result<Tally> {
     let mut tally = Tally::default();
     control.send_with(|encoder, out| {
+        encoder.pack(material.packing.best());
         batches.iter().try_for_each(|batch| material.encode(batch, encoder, out, &mut tally))?;
         more(encoder, out)
     })?;

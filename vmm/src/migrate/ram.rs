@@ -6,7 +6,6 @@
 use anyhow::{Context as _, Result};
 
 use super::frame::{BLOCK_SIZE, Encoder, Entry, MAX_DATA, Message};
-use super::link::Link;
 use super::machine::{DirtyBitmap, RamRegion};
 use super::region::{PAGE_SIZE, PageRun};
 use super::send::Tally;
@@ -57,6 +56,7 @@ pub fn encode(
                 tally.zero_pages += pages;
                 continue;
             }
+            tally.content += pages * PAGE_SIZE as u64;
             let end = out.len();
             out.resize(end + run.count * PAGE_SIZE, 0);
             region(regions, run)?.read_pages(run.page, out.get_mut(end..).unwrap_or_default())?;
@@ -95,21 +95,22 @@ fn region<'a>(regions: &'a [RamRegion], run: &PageRun) -> Result<&'a RamRegion> 
     regions.get(run.region).with_context(|| format!("there is no RAM region {}", run.region))
 }
 
-/// Applies a frame of pages at the destination. All entries are checked against the RAM before the first is written.
+/// Applies a frame of pages at the destination; `data` holds those that are not zero. All entries are checked against the
+/// RAM before the first is written.
 ///
 /// # Errors
-/// When an entry lies outside RAM, or the connection fails.
-pub fn apply(regions: &[RamRegion], entries: &[Entry], link: &mut Link, buffer: &mut Vec<u8>) -> Result<()> {
+/// When an entry lies outside RAM.
+pub fn apply(regions: &[RamRegion], entries: &[Entry], mut data: &[u8]) -> Result<()> {
     let places = entries.iter().map(|entry| place(regions, entry)).collect::<Result<Vec<_>>>()?;
     for (region, page, count, zero) in places {
         if zero {
             region.zero_pages(page, count)?;
             continue;
         }
-        buffer.resize(buffer.len().max(count * PAGE_SIZE), 0);
-        let bytes = buffer.get_mut(..count * PAGE_SIZE).unwrap_or_default();
-        link.read_data(bytes)?;
+        let (bytes, rest) =
+            data.split_at_checked(count * PAGE_SIZE).context("a frame of pages is cut short")?;
         region.write_pages(page, bytes)?;
+        data = rest;
     }
     Ok(())
 }

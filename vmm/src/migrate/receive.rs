@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::frame::Message;
+use super::frame::{Entry, Header, Message, content, unpack};
 use super::link::Link;
 use super::machine::{DiskSide, RamRegion};
 use super::progress::lock;
@@ -29,10 +29,20 @@ impl Target {
     ///
     /// # Errors
     /// When it is anything else, lies outside, or cannot be written.
-    pub fn apply(&self, message: &Message, link: &mut Link, buffer: &mut Vec<u8>) -> Result<bool> {
+    pub fn apply(
+        &self,
+        header: &Header,
+        message: &Message,
+        link: &mut Link,
+        buffers: &mut Buffers,
+    ) -> Result<bool> {
         match message {
-            Message::Pages(entries) => ram::apply(&self.regions, entries, link, buffer).map(|()| false),
-            Message::Blocks(entries) => disk::apply(&self.disks, entries, link, buffer).map(|()| true),
+            Message::Pages(entries) => {
+                ram::apply(&self.regions, entries, buffers.read(header, entries, link)?).map(|()| false)
+            }
+            Message::Blocks(entries) => {
+                disk::apply(&self.disks, entries, buffers.read(header, entries, link)?).map(|()| true)
+            }
             Message::Hello(_)
             | Message::Welcome(_)
             | Message::Ready
@@ -71,6 +81,30 @@ impl Target {
             }
             result
         })
+    }
+}
+
+/// The data of one frame: as it came, and unpacked.
+#[derive(Default)]
+pub struct Buffers {
+    wire: Vec<u8>,
+    content: Vec<u8>,
+}
+
+impl Buffers {
+    /// Reads a frame's data, unpacked. Its lengths were checked with its table.
+    fn read(&mut self, header: &Header, entries: &[Entry], link: &mut Link) -> Result<&[u8]> {
+        self.wire.resize(self.wire.len().max(header.data), 0);
+        let wire = self.wire.get_mut(..header.data).unwrap_or_default();
+        link.read_data(wire)?;
+        if !header.packed {
+            return Ok(wire);
+        }
+        let length = content(entries).context("a frame announces more than fits it")?;
+        self.content.resize(self.content.len().max(length), 0);
+        let content = self.content.get_mut(..length).unwrap_or_default();
+        unpack(header.kind, wire, content)?;
+        Ok(content)
     }
 }
 
@@ -153,12 +187,12 @@ impl Streams {
 }
 
 fn work(stream: usize, link: &mut Link, target: &Target, arrived: &(Mutex<Arrived>, Condvar)) -> Result<()> {
-    let mut buffer = Vec::new();
+    let mut buffers = Buffers::default();
     // Between rounds a data stream is silent as long as the control connection lives; that one has the bound.
     link.socket().set_read_timeout(None)?;
     loop {
-        let (_, message) = link.receive()?;
-        let blocks = target.apply(&message, link, &mut buffer)?;
+        let (header, message) = link.receive()?;
+        let blocks = target.apply(&header, &message, link, &mut buffers)?;
         let mut inner = lock(&arrived.0);
         inner.blocks |= blocks;
         if let Some(count) = inner.counts.get_mut(stream) {

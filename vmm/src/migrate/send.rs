@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
 use super::frame::Encoder;
 use super::link::{ALIVE, Link};
 use super::machine::{DiskSide, RamRegion};
+use super::packing::Chooser;
 use super::region::PageRun;
 use super::{disk, ram};
 
@@ -43,6 +45,8 @@ pub struct Tally {
     pub pages: u64,
     /// Those that went as a flag.
     pub zero_pages: u64,
+    /// Bytes of pages and blocks that went as data, before compression.
+    pub content: u64,
 }
 
 impl std::ops::AddAssign for Tally {
@@ -51,6 +55,7 @@ impl std::ops::AddAssign for Tally {
         self.disk_bytes += other.disk_bytes;
         self.pages += other.pages;
         self.zero_pages += other.zero_pages;
+        self.content += other.content;
     }
 }
 
@@ -60,6 +65,8 @@ pub struct Material {
     pub regions: Vec<RamRegion>,
     /// The disks.
     pub disks: Vec<Arc<dyn DiskSide>>,
+    /// Whether they are compressed.
+    pub packing: Chooser,
 }
 
 impl Material {
@@ -188,7 +195,12 @@ fn work(
 fn send(link: &mut Link, material: &Material, round: &Round) -> Result<(u64, Tally)> {
     let (mut frames, mut tally) = (0, Tally::default());
     while let Some(batch) = round.batches.get(round.next.fetch_add(1, Ordering::Relaxed)) {
-        link.send_with(|encoder, out| material.encode(batch, encoder, out, &mut tally))?;
+        let (packed, start, before) = (material.packing.next(), Instant::now(), tally.content);
+        link.send_with(|encoder, out| {
+            encoder.pack(packed);
+            material.encode(batch, encoder, out, &mut tally)
+        })?;
+        material.packing.learn(packed, tally.content - before, start.elapsed());
         frames += 1;
     }
     Ok((frames, tally))

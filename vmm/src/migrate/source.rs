@@ -25,6 +25,7 @@ use super::handover::{CommitError, Draft, HANDED_OVER, Record};
 use super::handshake::{Hello, Role, Welcome, migration_hash};
 use super::link::{Identity, Link, URGENT};
 use super::machine::{Harvest, NetFrame, SourceMachine};
+use super::packing::Chooser;
 use super::pending::{Pending, inline};
 use super::progress::Progress;
 use super::receive::name;
@@ -221,7 +222,11 @@ impl Source {
             .collect::<Result<Vec<_>>>()?;
         let (_, ready) = control.expect().context("the destination did not become ready")?;
         ensure!(ready == Message::Ready, "the destination answered {} instead of Ready", name(&ready));
-        let material = Arc::new(Material { regions: machine.ram()?, disks: machine.disks() });
+        let material = Arc::new(Material {
+            regions: machine.ram()?,
+            disks: machine.disks(),
+            packing: Chooser::default(),
+        });
         let pool = Pool::new(links, &material)?;
         Ok(Streams { control, pool, material, round: 0 })
     }

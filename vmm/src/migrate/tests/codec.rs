@@ -70,6 +70,35 @@ proptest! {
     }
 
     #[test]
+    fn packed_data_is_unpacked_to_what_it_was(entries in vec(entry(true), 1..6), seed: u64, noise in 0usize..4096) {
+        let Some(length) = content(&entries) else { return Ok(()) };
+        let mut state = seed;
+        let raw: Vec<u8> = (0..length).map(|at| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1);
+            if at % 4096 < noise { state.to_le_bytes()[7] } else { 0x55 }
+        }).collect();
+        let mut encoder = Encoder::new(1, 2, 3);
+        encoder.pack(true);
+        let mut out = Vec::new();
+        let message = Message::Pages(entries);
+        encoder.encode_with(&mut out, &message, |out| { out.extend_from_slice(&raw); Ok::<_, FrameError>(()) }).unwrap();
+        let (header, parsed, data, taken) = parse(&out).unwrap();
+        prop_assert_eq!((parsed, taken), (message, out.len()));
+        if header.packed {
+            let mut unpacked = vec![0; length];
+            unpack(header.kind, data, &mut unpacked).unwrap();
+            prop_assert_eq!(unpacked, raw);
+        } else {
+            prop_assert_eq!(data, &raw[..]);
+        }
+    }
+
+    #[test]
+    fn any_packed_bytes_are_unpacked_without_panic(data in vec(any::<u8>(), 0..500), length in 0usize..20_000) {
+        let _ = unpack(Kind::Pages, &data, &mut vec![0; length]);
+    }
+
+    #[test]
     fn a_frame_cut_anywhere_is_incomplete((message, data) in message(), at in any::<prop::sample::Index>()) {
         let bytes = encoded(&message, &data);
         let cut = &bytes[..at.index(bytes.len())];
@@ -100,6 +129,7 @@ proptest! {
     ) {
         let bytes = forged(kind, &table, data);
         if let Ok((header, message, its, taken)) = parse(&bytes) {
+            prop_assert!(!header.packed);
             prop_assert_eq!(taken, bytes.len());
             let mut again = Vec::new();
             Encoder::new(header.stream, header.migration, header.epoch).encode(&mut again, &message, its).unwrap();
