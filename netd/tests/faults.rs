@@ -1,5 +1,7 @@
 //! What must hold when a guest lies, netd dies or somebody sends nonsense; topology in `common`.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed unwrap in a test is a failed test")]
+
 mod common;
 
 use std::io::{Read, Write};

@@ -1,5 +1,7 @@
 //! A machine's /128 moves between hosts while packets flow; topology in `common`.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed unwrap in a test is a failed test")]
+
 mod common;
 
 use std::collections::BTreeSet;
