@@ -1,6 +1,7 @@
 # Recipe: Debian 12 with systemd and sshd, for machines that people log in to. Sourced by scripts/images/build.
 #
 # Nothing of ours is inside: init and agent come with the initrd. No host keys, no machine id, no password.
+# shellcheck shell=bash disable=SC2034,SC2154
 
 container_os_size=3G
 container_os_packages=systemd,systemd-sysv,dbus,udev,openssh-server,openssh-sftp-server,git,iproute2,iputils-ping

@@ -3,6 +3,7 @@
 # A cached product lives in $(cache_dir)/KIND/KEY, where KEY is a hash of the recipe that made it: a changed recipe
 # builds anew, an unchanged one costs nothing. `cached` builds beside the final name and renames, so that a product
 # that exists is whole.
+# shellcheck shell=bash disable=SC2034,SC2154
 
 repo_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
@@ -18,9 +19,9 @@ cache_dir() {
     printf '%s\n' "${MASHINES_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mashines}"
 }
 
-# recipe_key FILE...: 16 hex digits over the contents of the files, in the order given.
+# recipe_key FILE...: 16 hex digits over the contents of the files, in the order given; comments do not count.
 recipe_key() {
-    cat -- "$@" | sha256sum | cut -c1-16
+    grep -ahv '^[[:space:]]*\(#\|$\)' -- "$@" | sha256sum | cut -c1-16
 }
 
 # cached DIR BUILDER ARG...: makes DIR by `BUILDER TEMPORARY_DIR ARG...` unless it exists. Others who want the same DIR

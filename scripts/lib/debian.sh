@@ -2,6 +2,7 @@
 #
 # mmdebstrap and not debootstrap: it resolves with apt itself, so security updates come in the same pass, and it takes half the
 # time. Images are made by `mke2fs -d`, without mounting anything.
+# shellcheck shell=bash disable=SC2034,SC2154
 
 debian_suite=bookworm
 PATH=$PATH:/usr/sbin:/sbin

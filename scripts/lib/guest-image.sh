@@ -3,6 +3,7 @@
 #
 # An image set is one directory: NAME/manifest.json with the files it names beside it. Its parts are cached by themselves
 # (kernel, root file systems) and hard-linked into the set, so a changed mashines-guest costs a new initrd and no more.
+# shellcheck shell=bash disable=SC2034,SC2154
 
 # virtio over mmio (our monitor, announced by ACPI) and over PCI (QEMU); button and evdev carry the power button to logind.
 # autofs4: systemd's, which would otherwise wait for modprobe. crc32c: ext4's soft dependency, which modules.dep does not name.

@@ -1,4 +1,5 @@
 # Initial RAM disks with kernel modules. Source it after common.sh.
+# shellcheck shell=bash disable=SC2034,SC2154
 
 # module_closure MODULES_DIR NAME...: paths below MODULES_DIR (lib/modules/VERSION), each after the modules it needs. A
 # name that is built into the kernel is left out; one that does not exist at all is an error.

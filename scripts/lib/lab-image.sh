@@ -2,6 +2,7 @@
 #
 # The product, $(lab_image): kernel, initrd, root.img (read-only base of every lab's overlay), id_ed25519 (logs in as root),
 # known_hosts. The generic kernel and not the cloud one: it has 9p, by which the lab sees the checkout.
+# shellcheck shell=bash disable=SC2034,SC2154
 
 lab_packages=openssh-server,openssh-client,iproute2,nftables,iputils-ping,tcpdump,socat,python3,fio,e2fsprogs,dnsutils,jq
 lab_packages+=,curl,procps,wireguard-tools,qemu-system-x86,rsync,git,netcat-openbsd,strace,busybox-static,kmod,util-linux

@@ -2,6 +2,7 @@
 #
 # Everything of a lab is in its own directory, .lab/NAME: pid, port, overlay.qcow2, console.log, qemu.log. A lab runs when the process
 # of `pid` is a QEMU that was started with that very pid file; any other process with that number is not ours to touch.
+# shellcheck shell=bash disable=SC2034,SC2154
 
 lab_name=${LAB_NAME:-default}
 [[ $lab_name =~ ^[A-Za-z0-9_-]{1,40}$ ]] || die "LAB_NAME '$lab_name' may have only letters, digits, - and _"
@@ -46,7 +47,7 @@ lab_start() {
 }
 
 lab_qemu() {
-    local image=$1 accel=(-accel tcg,thread=multi,tb-size=1024 -cpu EPYC,+svm,+npt) images_disk=()
+    local image=$1 accel=(-accel "tcg,thread=multi,tb-size=1024" -cpu "EPYC,+svm,+npt") images_disk=()
     case ${LAB_ACCEL:-tcg} in
     tcg) ;;
     kvm) accel=(-accel kvm -cpu host) ;;

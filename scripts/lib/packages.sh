@@ -1,4 +1,5 @@
 # Debian packages that the scripts themselves use. Source it after common.sh.
+# shellcheck shell=bash disable=SC2034,SC2154
 
 # need_packages COMMAND=PACKAGE...: installs the packages whose command is missing, or says exactly what to install.
 need_packages() {

@@ -1,12 +1,13 @@
 //! Running a command for the host.
 //!
-//! The command gets its own process group, and all of the group is killed when the time is over: a command that leaves its
-//! children behind with its pipes open cannot hold the connection longer than that.
+//! The command gets its own process group, and all of the group is killed when the time is over or the asker has gone: a
+//! command that leaves its children behind with its pipes open cannot hold the connection longer than that, and nothing runs on
+//! for nobody.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,8 +21,12 @@ use nix::unistd::Pid;
 const DRAIN: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(5);
 
-/// Runs it to its end, or to the end of its time.
-pub fn run(request: &Exec, machine_env: &BTreeMap<String, String>) -> Result<ExecResult> {
+/// Runs it to its end, to the end of its time, or until `asker_gone` says so.
+pub fn run(
+    request: &Exec,
+    machine_env: &BTreeMap<String, String>,
+    asker_gone: impl Fn() -> bool,
+) -> Result<ExecResult> {
     let mut command = command(request)?;
     command
         .env_clear()
@@ -41,7 +46,7 @@ pub fn run(request: &Exec, machine_env: &BTreeMap<String, String>) -> Result<Exe
     feed(&mut child, request.stdin.0.clone());
     let stdout = collect(child.stdout.take());
     let stderr = collect(child.stderr.take());
-    let (status, timed_out) = wait(&mut child, timeout)?;
+    let (status, timed_out) = wait(&mut child, timeout, asker_gone)?;
     let until = Instant::now() + DRAIN;
     let (stdout, stdout_cut) = received(&stdout, until);
     let (stderr, stderr_cut) = received(&stderr, until);
@@ -120,23 +125,30 @@ fn received(chunks: &Receiver<Vec<u8>>, until: Instant) -> (Vec<u8>, bool) {
     (bytes, cut || unfinished)
 }
 
-fn wait(child: &mut Child, timeout: Duration) -> Result<(std::process::ExitStatus, bool)> {
+fn wait(child: &mut Child, timeout: Duration, asker_gone: impl Fn() -> bool) -> Result<(ExitStatus, bool)> {
     let deadline = Instant::now() + timeout;
     loop {
         if let Some(status) = child.try_wait().context("waiting for the command")? {
             return Ok((status, false));
         }
         if Instant::now() >= deadline {
-            let group = Pid::from_raw(
-                i32::try_from(child.id()).context("a process id beyond the kernel's own range")?,
-            );
-            // The group may be gone already; the child itself is killed either way.
-            let _ = killpg(group, Signal::SIGKILL);
-            let _ = child.kill();
-            return Ok((child.wait().context("waiting for the killed command")?, true));
+            return Ok((kill_group(child)?, true));
+        }
+        if asker_gone() {
+            kill_group(child)?;
+            bail!("the asker went away before the command ended; the command was killed");
         }
         thread::sleep(POLL);
     }
+}
+
+fn kill_group(child: &mut Child) -> Result<ExitStatus> {
+    let group =
+        Pid::from_raw(i32::try_from(child.id()).context("a process id beyond the kernel's own range")?);
+    // The group may be gone already; the child itself is killed either way.
+    let _ = killpg(group, Signal::SIGKILL);
+    let _ = child.kill();
+    child.wait().context("waiting for the killed command")
 }
 
 #[cfg(test)]
@@ -147,13 +159,17 @@ mod tests {
         Exec { cmd: Some(cmd.into()), ..Exec::default() }
     }
 
+    fn stays() -> bool {
+        false
+    }
+
     #[test]
     fn exit_code_output_input_and_environment_are_the_commands_own() {
         let mut request = sh("cat; echo $A $B >&2; exit 3");
         request.stdin = Bytes(b"in".to_vec());
         request.env.insert("B".into(), "over".into());
         let machine = BTreeMap::from([("A".into(), "a".into()), ("B".into(), "b".into())]);
-        let result = run(&request, &machine).unwrap();
+        let result = run(&request, &machine, stays).unwrap();
         assert_eq!((result.exit_code, result.exit_signal), (3, 0));
         assert_eq!(result.stdout.0, b"in");
         assert_eq!(result.stderr.0, b"a over\n");
@@ -162,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_signal_is_told_apart_from_an_exit_code() {
-        let result = run(&sh("kill -15 $$"), &BTreeMap::new()).unwrap();
+        let result = run(&sh("kill -15 $$"), &BTreeMap::new(), stays).unwrap();
         assert_eq!((result.exit_code, result.exit_signal), (-1, 15));
     }
 
@@ -171,23 +187,31 @@ mod tests {
         let start = Instant::now();
         let mut request = sh("sleep 60 & sleep 60");
         request.timeout_ms = Some(100);
-        let result = run(&request, &BTreeMap::new()).unwrap();
+        let result = run(&request, &BTreeMap::new(), stays).unwrap();
         assert!(result.timed_out && start.elapsed() < Duration::from_secs(5));
         assert_eq!(result.exit_signal, 9);
     }
 
     #[test]
     fn output_beyond_the_cap_is_cut_and_said_to_be() {
-        let result = run(&sh("head -c 1000000 /dev/zero"), &BTreeMap::new()).unwrap();
+        let result = run(&sh("head -c 1000000 /dev/zero"), &BTreeMap::new(), stays).unwrap();
         assert_eq!(result.stdout.0.len(), MAX_OUTPUT);
         assert!(result.truncated);
         assert_eq!(result.exit_code, 0);
     }
 
     #[test]
+    fn a_command_dies_with_its_asker() {
+        let start = Instant::now();
+        let error = run(&sh("sleep 60"), &BTreeMap::new(), || start.elapsed() > Duration::from_millis(50))
+            .unwrap_err();
+        assert!(error.to_string().contains("went away") && start.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
     fn neither_or_both_forms_of_a_command_are_refused() {
-        assert!(run(&Exec::default(), &BTreeMap::new()).is_err());
+        assert!(run(&Exec::default(), &BTreeMap::new(), stays).is_err());
         let both = Exec { command: Some(vec!["true".into()]), ..sh("true") };
-        assert!(run(&both, &BTreeMap::new()).is_err());
+        assert!(run(&both, &BTreeMap::new(), stays).is_err());
     }
 }

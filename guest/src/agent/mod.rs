@@ -98,7 +98,7 @@ impl Drop for Slot {
 fn answer(mut stream: Stream, config: &Config, has_slot: bool) -> Result<()> {
     let response = if has_slot {
         match read_request(&mut stream) {
-            Ok(request) => ops::carry_out(&request, config),
+            Ok(request) => ops::carry_out(&request, config, || stream.peer_gone()),
             Err(error) => Response::Error { error: format!("{error:#}") },
         }
     } else {

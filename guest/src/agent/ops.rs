@@ -11,11 +11,11 @@ use super::{clock, exec, shutdown};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Does it, and says how it went.
-pub fn carry_out(request: &Request, config: &Config) -> Response {
+/// Does it, and says how it went. `asker_gone` ends what takes long.
+pub fn carry_out(request: &Request, config: &Config, asker_gone: impl Fn() -> bool) -> Response {
     match request {
         Request::Ready => ready(&config.ready),
-        Request::Exec(exec) => exec::run(exec, &config.env).map_or_else(refused, Response::Exec),
+        Request::Exec(exec) => exec::run(exec, &config.env, asker_gone).map_or_else(refused, Response::Exec),
         Request::Status => clock::status().map_or_else(refused, Response::Status),
         Request::Sync => {
             nix::unistd::sync();

@@ -10,7 +10,8 @@ use nix::errno::Errno;
 use nix::libc::VMADDR_CID_ANY;
 use nix::sys::socket::sockopt::{ReceiveTimeout, SendTimeout};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, listen, setsockopt, socket,
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, VsockAddr, accept4, bind, listen, send, setsockopt,
+    socket,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -55,6 +56,17 @@ fn owned(fd: i32) -> OwnedFd {
 /// One connection.
 pub struct Stream {
     file: File,
+}
+
+impl Stream {
+    /// Whether the peer has closed its reading side too. A peer that has only shut its sending side still wants its answer;
+    /// poll(2) does not tell the two apart on a vsock, but sending nothing does.
+    pub fn peer_gone(&self) -> bool {
+        matches!(
+            send(self.file.as_raw_fd(), &[], MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT),
+            Err(Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN)
+        )
+    }
 }
 
 impl Read for Stream {
