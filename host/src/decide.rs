@@ -22,6 +22,8 @@ mod code {
     pub const RESET: i32 = 3;
     /// A vCPU could not go on.
     pub const TRIPLE_FAULT: i32 = 4;
+    /// A destination was discarded; nothing of it ever ran.
+    pub const DISCARDED: i32 = 5;
 }
 
 /// What to do with a call that wants a machine to run.
@@ -134,7 +136,7 @@ pub fn after_exit(phase: LocalState, exit: Exit, durable: Durable, log: &str) ->
     if durable.handed_over || phase == LocalState::HandedOver {
         return AfterExit::HandedOver;
     }
-    if phase == LocalState::Incoming && !durable.accepted {
+    if exit == Exit::Code(code::DISCARDED) || (phase == LocalState::Incoming && !durable.accepted) {
         return AfterExit::Discard(describe(exit, log));
     }
     if phase == LocalState::Stopping {
@@ -154,6 +156,7 @@ fn describe(exit: Exit, log: &str) -> String {
         Exit::Code(code::TRIPLE_FAULT) => {
             "the guest's CPU could not go on (triple fault: its kernel crashed hard)".to_owned()
         }
+        Exit::Code(code::DISCARDED) => "the destination gave the move up".to_owned(),
         Exit::Code(other) => format!("the monitor failed with exit code {other}"),
         Exit::Signal(9) => {
             "the monitor was killed (SIGKILL: by an operator, or by the kernel for lack of memory)".to_owned()

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mashines_fleet::host_api::{LocalMachine, LocalState, RunMachine, StopMachine};
+use mashines_fleet::host_api::{LocalMachine, LocalState, MachineSpec, RunMachine, StopMachine};
 use mashines_fleet::id::{Epoch, MachineId};
 use mashines_guest::config_archive;
 use mashines_vmm::api::{Hooks, Request};
@@ -59,7 +59,7 @@ impl Host {
             Start::Boot => {}
         }
         let image = self.images.find(&wanted.image, &wanted.image_digest)?;
-        self.check_volumes(&wanted)?;
+        self.check_volumes(&wanted, before.as_ref())?;
         let next = Instance {
             spec: wanted,
             epoch,
@@ -81,17 +81,24 @@ impl Host {
         local(&held)
     }
 
-    fn check_volumes(&self, wanted: &mashines_fleet::host_api::MachineSpec) -> Result<()> {
+    /// A volume is made with the first machine that has it. One that the machine had before must be there: an empty disk must
+    /// not stand in for a lost one.
+    fn check_volumes(&self, wanted: &MachineSpec, before: Option<&Instance>) -> Result<()> {
         self.check_volumes_free(&wanted.id, wanted.volumes.iter().map(|v| &v.id))?;
-        for volume in &wanted.volumes {
-            if !self.layout.volume(&volume.id).exists() {
-                return Err(HostError::not_found(format!(
-                    "volume {} of machine {} is not on this host; a start makes none, lest an empty disk stand in for a lost one",
-                    volume.id, wanted.id
-                )));
-            }
+        let had = before.map(|b| b.spec.volumes.as_slice()).unwrap_or_default();
+        let lost = wanted
+            .volumes
+            .iter()
+            .find(|volume| had.iter().any(|v| v.id == volume.id) && !self.layout.volume(&volume.id).exists());
+        match lost {
+            None => Ok(()),
+            Some(volume) => Err(HostError::not_found(format!(
+                "volume {} of machine {} was on this host and its file {} is gone",
+                volume.id,
+                wanted.id,
+                self.layout.volume(&volume.id).display()
+            ))),
         }
-        Ok(())
     }
 
     /// Checks the room and makes `next` the record, so that its room counts as promised.
@@ -375,10 +382,10 @@ async fn shut_down(machine: Arc<Machine>, live: Live, patience: Duration) {
     }
     machine.remember_console().await;
     let _ = machine.monitor().tell(&Request::Kill).await;
-    if tokio::time::timeout(KILL_PATIENCE, live.gone()).await.is_err() {
-        if let Err(e) = live.killer.kill() {
-            tracing::error!(machine = %machine.id(), "{e}");
-        }
+    if tokio::time::timeout(KILL_PATIENCE, live.gone()).await.is_err()
+        && let Err(e) = live.killer.kill()
+    {
+        tracing::error!(machine = %machine.id(), "{e}");
     }
 }
 

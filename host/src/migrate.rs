@@ -154,10 +154,8 @@ impl Host {
     pub async fn outgoing(self: &Arc<Self>, id: &MigrationId, order: Outgoing) -> Result<LocalMigration> {
         let held = Held::new(self, &order.machine).await;
         let known = self.find_move(id).ok();
-        if let Some(known) = &known {
-            if known.side != Side::Source || known.machine != order.machine {
-                return Err(HostError::conflict(format!("migration {id} is another one on this host")));
-            }
+        if known.as_ref().is_some_and(|m| m.side != Side::Source || m.machine != order.machine) {
+            return Err(HostError::conflict(format!("migration {id} is another one on this host")));
         }
         let here = held.instance()?;
         decide::same_epoch(&here, order.epoch)?;
@@ -258,8 +256,22 @@ impl Host {
         if let Ok(status) = held.machine().monitor().status().await {
             held.machine().set_status(Some(status));
         }
-        let looked = self.look_at_move(held.machine()).await?;
-        Ok(looked.unwrap_or(known).local())
+        let looked = self.look_at_move(held.machine()).await?.unwrap_or(known);
+        self.follow_move(held, &looked).await?;
+        Ok(looked.local())
+    }
+
+    /// The machine's phase never lags behind its move's state: control reads both.
+    pub(crate) async fn follow_move(&self, held: &Held, looked: &Move) -> Result<()> {
+        let here = held.instance()?;
+        let next = match (looked.state, here.phase) {
+            (LocalMigrationState::Running, LocalState::Incoming) => LocalState::Ready,
+            (LocalMigrationState::HandedOver, LocalState::Starting | LocalState::Ready) => {
+                LocalState::HandedOver
+            }
+            _ => return Ok(()),
+        };
+        held.phase(next, None).await.map(drop)
     }
 
     /// Gives a move up: a source runs on, a destination goes unless it runs. Control cancels the source first: after that no

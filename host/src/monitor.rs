@@ -41,9 +41,7 @@ impl Monitor {
         };
         match serde_json::from_slice(&line).doing(name)? {
             Reply::Error { error } => Err(HostError::conflict(error)),
-            reply @ (Reply::Ok | Reply::Status(_) | Reply::Console { .. } | Reply::Listening { .. }) => {
-                Ok(reply)
-            }
+            reply => Ok(reply),
         }
     }
 
@@ -81,17 +79,8 @@ impl Monitor {
     }
 }
 
-fn op(request: &Request) -> &'static str {
-    match request {
-        Request::Status => "status",
-        Request::Pause => "pause",
-        Request::Resume => "resume",
-        Request::PowerButton => "power-button",
-        Request::Kill => "kill",
-        Request::Console => "console",
-        Request::MigrateOut(_) => "migrate-out",
-        Request::MigrateCancel => "migrate-cancel",
-        Request::MigrateIn(_) => "migrate-in",
-        Request::Resolve { .. } => "resolve",
-    }
+/// Its name on the wire.
+fn op(request: &Request) -> String {
+    let tagged = serde_json::to_value(request).unwrap_or_default();
+    tagged.get("op").and_then(|op| op.as_str()).unwrap_or("?").to_owned()
 }

@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -52,14 +53,22 @@ pub struct Running {
     pidfd: AsyncFd<std::os::fd::OwnedFd>,
 }
 
-/// The right to start a monitor of one machine.
+/// One lock is open at a time in this process: a fork for another machine would carry it along until its exec, and for so
+/// long it would look as if a monitor lived.
+static OPEN_LOCK: Mutex<()> = Mutex::new(());
+
+/// The right to start a monitor of one machine. Held for an instant: it is taken, then given to a monitor or let go.
 #[derive(Debug)]
-pub struct RunLock(File);
+pub struct RunLock {
+    file: File,
+    _only: MutexGuard<'static, ()>,
+}
 
 impl RunLock {
     /// Takes the lock of a machine; none when a monitor of it lives.
     pub fn take(dir: &MachineDir) -> Result<Option<Self>> {
         let path = dir.lock();
+        let only = OPEN_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -68,7 +77,7 @@ impl RunLock {
             .open(&path)
             .doing(|| format!("open {}", path.display()))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Self(file))),
+            Ok(()) => Ok(Some(Self { file, _only: only })),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(e) => Err(HostError::internal(format!("lock {}: {e}", path.display()))),
         }
@@ -79,11 +88,12 @@ impl RunLock {
 pub fn spawn(lock: RunLock, dir: &MachineDir, binary: &Path, args: &[&std::ffi::OsStr]) -> Result<Running> {
     let log = open_log(dir).doing(|| format!("open {}", dir.log().display()))?;
     let err = log.try_clone().doing(|| format!("open {} twice", dir.log().display()))?;
+    let RunLock { file, _only } = lock;
     let mut command = std::process::Command::new(binary);
     command
         .args(args)
         .current_dir(dir.path())
-        .stdin(Stdio::from(lock.0))
+        .stdin(Stdio::from(file))
         .stdout(Stdio::from(log))
         .stderr(Stdio::from(err));
     // SAFETY: between fork and exec only `setsid` runs, which is async-signal-safe and touches no memory of ours.
@@ -96,6 +106,8 @@ pub fn spawn(lock: RunLock, dir: &MachineDir, binary: &Path, args: &[&std::ffi::
     let mut command = tokio::process::Command::from(command);
     command.kill_on_drop(false);
     let child = command.spawn().doing(|| format!("start the monitor {}", binary.display()))?;
+    // Closes this process's copy of the lock, before another may be opened.
+    drop(command);
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
     let pid = pid.ok_or_else(|| HostError::internal("the monitor was gone before it could be watched"))?;
     // A child that ended stays a zombie until it is waited for: its pid is not taken by another meanwhile.
@@ -200,10 +212,8 @@ fn holder_of(path: &Path) -> Result<Option<Process>> {
 
 /// A fresh log; the one before is kept beside it unless it is large.
 fn open_log(dir: &MachineDir) -> io::Result<File> {
-    if let Ok(old) = fs::metadata(dir.log()) {
-        if old.len() <= MAX_KEPT_LOG {
-            fs::rename(dir.log(), dir.previous_log())?;
-        }
+    if fs::metadata(dir.log()).is_ok_and(|old| old.len() <= MAX_KEPT_LOG) {
+        fs::rename(dir.log(), dir.previous_log())?;
     }
     OpenOptions::new().create(true).append(true).truncate(false).open(dir.log()).and_then(|file| {
         if file.metadata()?.len() > MAX_KEPT_LOG {

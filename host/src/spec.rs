@@ -115,7 +115,7 @@ fn disks(spec: &MachineSpec, image: &LocalImage, layout: &Layout) -> Vec<DiskSpe
 }
 
 /// The files that the disks need, with their sizes in bytes.
-pub fn disk_files<'a>(disks: &'a [DiskSpec]) -> impl Iterator<Item = (&'a Path, u64)> {
+pub fn disk_files(disks: &[DiskSpec]) -> impl Iterator<Item = (&Path, u64)> {
     disks.iter().map(|disk| (disk.path.as_path(), disk.size_bytes))
 }
 

@@ -23,6 +23,14 @@ const BUSY: Duration = Duration::from_millis(100);
 /// Between two looks at a machine that just runs.
 const CALM: Duration = Duration::from_secs(1);
 
+/// What netd was told of where the machine's address leads, by this task and for sure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Nothing,
+    Here,
+    Away,
+}
+
 impl Host {
     /// Watches the monitor of the machine that is held, until its end.
     pub(crate) fn watch(self: &Arc<Self>, held: &Held, running: Running) -> Result<()> {
@@ -72,9 +80,9 @@ async fn wait(
 
 /// Asks for the status until the end.
 async fn look(host: Arc<Host>, machine: Arc<Machine>, live: Live) {
-    let mut routed = false;
+    let mut told = Told::Nothing;
     loop {
-        let pause = match look_once(&host, &machine, live.process, &mut routed).await {
+        let pause = match look_once(&host, &machine, live.process, &mut told).await {
             Ok(pause) => pause,
             Err(e) => {
                 tracing::debug!(machine = %machine.id(), "{e}");
@@ -88,17 +96,17 @@ async fn look(host: Arc<Host>, machine: Arc<Machine>, live: Live) {
     }
 }
 
-/// One look; answers when the next is due. `routed`: netd was told where the machine's address leads.
+/// One look; answers when the next is due.
 async fn look_once(
     host: &Arc<Host>,
     machine: &Machine,
     process: Process,
-    routed: &mut bool,
+    told: &mut Told,
 ) -> Result<Duration> {
     let status = machine.monitor().status().await?;
     let ready = match machine.instance().map(|i| i.phase) {
         // Asked without the lock: a guest may take its time to answer.
-        Some(LocalState::Starting) if status.state == State::Running && *routed => {
+        Some(LocalState::Starting) if status.state == State::Running && *told == Told::Here => {
             machine.agent().ready().await.unwrap_or(false)
         }
         Some(LocalState::Stopping) => {
@@ -113,36 +121,36 @@ async fn look_once(
         return Ok(CALM);
     }
     held.machine().set_status(Some(status.clone()));
-    let here = held.instance()?;
     let going = host.look_at_move(held.machine()).await?;
-    let moving = going.as_ref().is_some_and(|m| !m.settled && m.state != LocalMigrationState::Failed);
+    if let Some(going) = &going {
+        host.follow_move(&held, going).await?;
+    }
+    let here = held.instance()?;
+    let moving = going.is_some_and(|m| !m.settled && m.state != LocalMigrationState::Failed);
     match here.phase {
-        LocalState::Starting | LocalState::Ready if status.state == State::HandedOver => {
-            held.phase(LocalState::HandedOver, None).await?;
-            *routed = false;
-        }
-        LocalState::HandedOver if !*routed => {
+        LocalState::HandedOver if *told != Told::Away => {
             host.repair_source(&here).await?;
-            *routed = true;
+            *told = Told::Away;
         }
-        LocalState::Starting | LocalState::Ready | LocalState::Stopping => {
-            if !*routed && runs(&status) {
+        LocalState::Starting | LocalState::Ready | LocalState::Stopping if runs(&status) => {
+            if *told != Told::Here {
                 host.repair_here(&here).await?;
-                *routed = true;
+                *told = Told::Here;
             }
             if ready && here.phase == LocalState::Starting {
                 held.phase(LocalState::Ready, None).await?;
             }
         }
-        LocalState::Incoming if runs(&status) => {
-            held.phase(LocalState::Ready, None).await?;
-            host.repair_here(&here).await?;
-            *routed = true;
-        }
-        LocalState::Incoming | LocalState::HandedOver | LocalState::Stopped | LocalState::Crashed => {}
+        LocalState::Starting
+        | LocalState::Ready
+        | LocalState::Stopping
+        | LocalState::Incoming
+        | LocalState::HandedOver
+        | LocalState::Stopped
+        | LocalState::Crashed => {}
     }
     let settled = matches!(here.phase, LocalState::Ready | LocalState::HandedOver) && !moving;
-    Ok(if settled && *routed { CALM } else { BUSY })
+    Ok(if settled { CALM } else { BUSY })
 }
 
 /// Whether the guest belongs here and was started.

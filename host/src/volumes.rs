@@ -1,7 +1,7 @@
 //! Volumes on this host: the `local` driver, one sparse file each.
 //!
-//! A volume's file is made only by control's word or by a move that arrives; it is removed only by control's word, or with a move
-//! that failed and had made it. A machine never makes one by starting: an empty disk must not stand in for a lost one.
+//! A volume's file is made by control's word, with the first machine that has it, or by a move that arrives. It is removed only
+//! by control's word, or with a start or a move that failed and had made it.
 
 use mashines_fleet::host_api::PutVolume;
 use mashines_fleet::id::VolumeId;

@@ -1,0 +1,305 @@
+//! The configuration file: one TOML file a box. `mashinesd.example.toml` documents each key.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+use ipnetwork::{IpNetwork, Ipv6Network};
+use mashines_fleet::id::HostId;
+use mashines_fleet::record::{FleetConfig, NameServer};
+use netd::NetdConfig;
+use netd::config::{Ingress, Underlay};
+use serde::Deserialize;
+
+/// What a process of `mashinesd` may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// The only writer of records; the API.
+    Control,
+    /// This box's network. Every box with `host` or `entry` needs one.
+    Netd,
+    /// Runs machines.
+    Host,
+    /// The public doors: gateway and names.
+    Entry,
+}
+
+impl Role {
+    /// Its name, as it is written in the file and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Control => "control",
+            Self::Netd => "netd",
+            Self::Host => "host",
+            Self::Entry => "entry",
+        }
+    }
+}
+
+/// The file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// This box's id in the fleet.
+    pub id: HostId,
+    /// Its region.
+    pub region: String,
+    /// What it does.
+    pub roles: Vec<Role>,
+    /// Where everything of it is kept.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// Its address on the network between the hosts.
+    pub underlay: IpAddr,
+    /// Control's addresses, `https://ADDRESS:PORT`. May be left out: where it joined, or its own control.
+    #[serde(default)]
+    pub control_urls: Vec<String>,
+    /// What the fleet is: read by `mashinesd init` alone.
+    pub fleet: Option<Fleet>,
+    /// The role `control`.
+    pub control: Option<mashines_control::Config>,
+    /// The role `host`.
+    pub host: Option<mashines_host::Config>,
+    /// The role `netd`.
+    #[serde(default)]
+    pub netd: Netd,
+    /// The role `entry`: its public addresses.
+    #[serde(default)]
+    pub entry: Entry,
+    /// The role `entry`: the doors.
+    pub gateway: Option<mashines_gateway::Config>,
+    /// The role `entry`: the names.
+    pub dns: Option<mashines_dns::Config>,
+}
+
+/// A fleet to be founded.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fleet {
+    /// The apex: `mashine.dev`.
+    pub domain: String,
+    /// The public prefix that machines' addresses are cut from.
+    pub prefix: Ipv6Network,
+    /// The zone's name servers with their addresses.
+    #[serde(default)]
+    pub name_servers: Vec<NameServer>,
+    /// The first and the last shared IPv4 port for SSH.
+    #[serde(default = "default_ssh_ports")]
+    pub ssh_ports: (u16, u16),
+}
+
+/// This box's network. What is left out has a default that fits.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Netd {
+    /// The unix socket; `netd.sock` in the state directory when absent.
+    pub socket: Option<PathBuf>,
+    /// `wireguard` or `plain`.
+    pub underlay: Underlay,
+    /// The MTU of the network between the hosts.
+    pub underlay_mtu: Option<u16>,
+    /// The UDP port of this box's WireGuard.
+    pub wireguard_port: Option<u16>,
+    /// The host mesh; the same in the whole fleet.
+    pub mesh_prefix: Option<Ipv6Network>,
+    /// This box's address on it; derived from its id when absent.
+    pub mesh_addr: Option<Ipv6Addr>,
+    /// The prefixes of machines' addresses; the fleet's own when absent.
+    pub region_prefixes: Vec<IpNetwork>,
+    /// How the world reaches machines.
+    pub ingress: Ingress,
+}
+
+/// The public side of an entry.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Entry {
+    /// Its public IPv4 addresses, whose ports machines share.
+    pub public_ipv4: Vec<Ipv4Addr>,
+    /// Its public IPv6 addresses.
+    pub public_ipv6: Vec<Ipv6Addr>,
+}
+
+const MESH: Ipv6Addr = Ipv6Addr::new(0xfd6d, 0x6173, 0x6800, 0, 0, 0, 0, 0);
+const WIREGUARD_PORT: u16 = 51820;
+const UNDERLAY_MTU: u16 = 1500;
+
+fn default_state_dir() -> PathBuf {
+    PathBuf::from("/var/lib/mashines")
+}
+
+fn default_ssh_ports() -> (u16, u16) {
+    (2200, 9999)
+}
+
+impl Config {
+    /// Reads the file at `path`.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| {
+            format!("read the configuration {}; mashinesd.example.toml shows one", path.display())
+        })?;
+        let config: Self =
+            toml::from_str(&text).with_context(|| format!("configuration {}", path.display()))?;
+        if config.roles.is_empty() {
+            bail!("configuration {}: `roles` names none of control, netd, host, entry", path.display());
+        }
+        Ok(config)
+    }
+
+    /// The folder of this box's certificate.
+    pub fn identity_dir(&self) -> PathBuf {
+        self.state_dir.join("pki")
+    }
+
+    /// The folder of control's certificate: a box may be both.
+    pub fn control_identity_dir(&self) -> PathBuf {
+        self.identity_dir().join("control")
+    }
+
+    /// netd's socket.
+    pub fn netd_socket(&self) -> PathBuf {
+        self.netd.socket.clone().unwrap_or_else(|| self.state_dir.join("netd.sock"))
+    }
+
+    /// This box's address on the host mesh.
+    pub fn mesh_addr(&self) -> Ipv6Addr {
+        self.netd.mesh_addr.unwrap_or_else(|| derived_mesh_addr(&self.id))
+    }
+
+    /// The UDP port of this box's WireGuard.
+    pub fn wireguard_port(&self) -> u16 {
+        self.netd.wireguard_port.unwrap_or(WIREGUARD_PORT)
+    }
+
+    /// netd's own configuration. `fleet_prefix`: for when the file names none.
+    pub fn netd(&self, fleet_prefix: Option<Ipv6Network>) -> NetdConfig {
+        let role = match (self.roles.contains(&Role::Host), self.roles.contains(&Role::Entry)) {
+            (true, true) => netd::config::Role::Both,
+            (false, true) => netd::config::Role::Entry,
+            (true | false, false) => netd::config::Role::Host,
+        };
+        let mut region_prefixes = self.netd.region_prefixes.clone();
+        if region_prefixes.is_empty() {
+            region_prefixes.extend(fleet_prefix.map(IpNetwork::V6));
+        }
+        NetdConfig {
+            state_dir: self.state_dir.join("netd"),
+            socket: self.netd_socket(),
+            host_id: self.id.to_string(),
+            role,
+            underlay: self.netd.underlay,
+            underlay_mtu: self.netd.underlay_mtu.unwrap_or(UNDERLAY_MTU),
+            wireguard_port: self.wireguard_port(),
+            mesh_addr: self.mesh_addr(),
+            mesh_prefix: self.netd.mesh_prefix.unwrap_or_else(default_mesh),
+            region_prefixes,
+            ingress: self.netd.ingress.clone(),
+        }
+    }
+
+    /// Control's addresses: the file's, else where this box joined, else its own.
+    pub fn control_urls(&self) -> Result<Vec<String>> {
+        if !self.control_urls.is_empty() {
+            return Ok(self.control_urls.clone());
+        }
+        let joined = self.joined_file();
+        match std::fs::read_to_string(&joined) {
+            Ok(url) => return Ok(vec![url.trim().to_owned()]),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e).with_context(|| format!("read {}", joined.display())),
+        }
+        match &self.control {
+            Some(control) if self.roles.contains(&Role::Control) => Ok(vec![own_url(control.listen)]),
+            Some(_) | None => bail!(
+                "nothing says where control is: set `control_urls`, or join a fleet with `mashinesd join --control URL --token TOKEN`"
+            ),
+        }
+    }
+
+    /// Where `mashinesd join` notes control's address.
+    pub fn joined_file(&self) -> PathBuf {
+        self.state_dir.join("control.url")
+    }
+
+    /// What `mashinesd init` founds.
+    pub fn founding(&self) -> Result<FleetConfig> {
+        let Some(fleet) = &self.fleet else {
+            bail!(
+                "`mashinesd init` founds the fleet that [fleet] describes, and there is none in the configuration"
+            );
+        };
+        Ok(FleetConfig {
+            domain: fleet.domain.clone(),
+            prefix: fleet.prefix,
+            name_servers: fleet.name_servers.clone(),
+            ssh_ports: fleet.ssh_ports,
+            ssh_ca: None,
+        })
+    }
+}
+
+fn default_mesh() -> Ipv6Network {
+    // A length of 48 is valid for every address.
+    Ipv6Network::new(MESH, 48).unwrap_or_else(|_| Ipv6Network::from(MESH))
+}
+
+/// The id's FNV-1a hash below the default mesh prefix: the same on every host, without anyone to ask.
+fn derived_mesh_addr(id: &HostId) -> Ipv6Addr {
+    let hash = id.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    Ipv6Addr::from(u128::from(MESH) | u128::from(hash))
+}
+
+/// How a process of the same box reaches a listener.
+pub fn own_url(listen: SocketAddr) -> String {
+    let address = match listen.ip() {
+        IpAddr::V6(any) if any.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        IpAddr::V4(any) if any.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        named @ (IpAddr::V4(_) | IpAddr::V6(_)) => named,
+    };
+    format!("https://{}", SocketAddr::new(address, listen.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_a_whole_configuration() {
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("mashinesd.example.toml");
+        let config = Config::load(&example).unwrap();
+        assert_eq!(config.roles, [Role::Control, Role::Netd, Role::Host, Role::Entry]);
+        assert_eq!(config.control_urls().unwrap().len(), 1);
+        assert_eq!(config.netd(None).role, netd::config::Role::Both);
+        assert!(config.founding().is_ok() && config.gateway.is_some() && config.dns.is_some());
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(
+            &path,
+            "id = \"a\"\nregion = \"lab\"\nroles = [\"host\"]\nunderlay = \"::1\"\nimage_dir = \"x\"\n",
+        )
+        .unwrap();
+        let error = format!("{:#}", Config::load(&path).unwrap_err());
+        assert!(error.contains("image_dir"), "{error}");
+    }
+
+    #[test]
+    fn mesh_addresses_lie_in_the_mesh_and_differ() {
+        let (a, b) = (derived_mesh_addr(&"a".parse().unwrap()), derived_mesh_addr(&"b".parse().unwrap()));
+        assert!(default_mesh().contains(a) && default_mesh().contains(b));
+        assert_ne!(a, b);
+    }
+
+    #[test]
+    fn a_listener_on_every_address_is_reached_on_the_loopback() {
+        assert_eq!(own_url("[::]:8443".parse().unwrap()), "https://[::1]:8443");
+        assert_eq!(own_url("10.0.0.1:8443".parse().unwrap()), "https://10.0.0.1:8443");
+    }
+}
