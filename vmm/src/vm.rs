@@ -36,6 +36,7 @@ use crate::virtio::block::{Block, DiskFile};
 use crate::virtio::mmio::MmioTransport;
 use crate::virtio::net::{Frames, Net};
 use crate::virtio::rng::Rng;
+use crate::virtio::vsock::Vsock;
 use crate::{acpi, boot, layout, memory};
 
 /// A machine.
@@ -293,6 +294,9 @@ fn build_devices(spec: &MachineSpec, vm: &VmFd, ram: &GuestRam) -> Result<Built>
         let device = Net::new(net)?;
         let frames = device.frames();
         nets.push((shelf.add(&format!("net{number}"), Box::new(device))?, frames));
+    }
+    if let Some(vsock) = &spec.vsock {
+        shelf.add("vsock", Box::new(Vsock::new(vsock)?))?;
     }
     shelf.add("rng", Box::new(Rng))?;
     let (virtio, places) = shelf.finish();

@@ -89,6 +89,8 @@ pub fn supported(kvm: &Kvm) -> Result<CpuidTable> {
     if let Some(leaf) = table.leaf_mut(1, 0) {
         // KVM emulates these whatever the host's own CPU has, but does not list all of them.
         leaf.registers[ECX] |= HYPERVISOR | X2APIC;
+        // The topology is ours to tell, whatever the host's is.
+        leaf.registers[EDX] |= HYPER_THREADING;
         if kvm.check_extension(Cap::TscDeadlineTimer) {
             leaf.registers[ECX] |= TSC_DEADLINE;
         }

@@ -17,7 +17,7 @@ pub mod net;
 mod persist;
 mod rings;
 pub mod rng;
-//pub mod vsock;
+pub mod vsock;
 mod worker;
 
 use std::sync::Arc;
