@@ -25,6 +25,11 @@ lab_up() {
     say "lab '$lab_name' is up after $((SECONDS - started)) s"
 }
 
+# The image set that a lab of this checkout attaches when it starts; nothing before scripts/images/build has run once.
+lab_images() {
+    readlink "$repo_root/.lab/images" || true
+}
+
 lab_runs() {
     local pid
     pid=$(cat "$lab_dir/pid" 2>/dev/null) || return 1
@@ -35,6 +40,7 @@ lab_start() {
     local image=$1 attempt
     rm -f "$lab_dir"/{pid,overlay.qcow2,console.log}
     ln -sfn "$image" "$lab_dir/image"
+    lab_images >"$lab_dir/images"
     qemu-img create -q -f qcow2 -F raw -b "$image/root.img" "$lab_dir/overlay.qcow2"
     # The port is chosen at random: another lab may take it in between, so a refusal is tried again.
     for attempt in 1 2 3 4 5; do
@@ -54,9 +60,9 @@ lab_qemu() {
     *) die "LAB_ACCEL is '$LAB_ACCEL'; it must be tcg or kvm" ;;
     esac
     local disk
-    disk=$(readlink "$repo_root/.lab/images" || true)-disk/images.ext4
+    disk=$(cat "$lab_dir/images")-disk/images.ext4
     if [[ -e $disk ]]; then
-        images_disk=(-drive "if=none,id=images,format=raw,readonly=on,cache=unsafe,file=$disk" -device virtio-blk-pci,drive=images)
+        images_disk=(-drive "if=none,id=images,format=raw,readonly=on,cache=unsafe,file=$disk" -device "virtio-blk-pci,drive=images")
     fi
     qemu-system-x86_64 -name "mashines-lab-$lab_name" -M q35 "${accel[@]}" \
         -smp "${LAB_CPUS:-2}" -m "${LAB_MEMORY_MIB:-6144}" -nodefaults -no-user-config -display none \
@@ -91,7 +97,7 @@ lab_failed() {
 # lab_ssh OPTION... [COMMAND]: nothing of the user's own SSH set-up is read or written.
 lab_ssh() {
     local control=${TMPDIR:-/tmp}/mashines-lab-$UID image=$lab_dir/image
-    mkdir -p -m 700 "$control"
+    (umask 077 && mkdir -p "$control")
     [[ -O $control ]] || die "$control belongs to someone else; set TMPDIR to a directory of your own"
     # The name of the socket must be short, and no two labs may share it: hash of directory and port.
     control+=/$(printf '%s %s' "$lab_dir" "$(cat "$lab_dir/port")" | sha256sum | cut -c1-12)
@@ -102,10 +108,19 @@ lab_ssh() {
         -p "$(cat "$lab_dir/port")" root@127.0.0.1 "$@"
 }
 
+# lab_run CMD ARG...: interrupted, it ends the command in the lab too: sshd itself would let it run on. The command's shell leads a
+# process group of its own, whose number it leaves in /run.
 lab_run() {
-    local quoted
+    local quoted status=0 tag=/run/lab-run-$$-$RANDOM
     printf -v quoted '%q ' "$@"
-    lab_ssh "cd /src && exec $quoted"
+    # In the background, since bash looks at signals only between commands and in `wait`.
+    lab_ssh "echo \$\$ >$tag; cd /src && exec $quoted" <&0 &
+    local ssh=$!
+    # shellcheck disable=SC2064
+    trap "lab_ssh 'kill -- -\$(cat $tag)' </dev/null 2>/dev/null || true; kill $ssh 2>/dev/null; exit 130" INT TERM HUP
+    wait "$ssh" || status=$?
+    trap - INT TERM HUP
+    return "$status"
 }
 
 lab_shell() {
@@ -133,6 +148,7 @@ lab_down() {
 
 lab_status() {
     if lab_runs; then
+        [[ $(lab_images) == "$(cat "$lab_dir/images")" ]] || say "guest images were built since this lab started; down and up takes them"
         printf 'lab %s: runs, pid %s, ssh port %s, console %s\n' "$lab_name" "$(cat "$lab_dir/pid")" "$(cat "$lab_dir/port")" "$lab_dir/console.log"
     else
         printf 'lab %s: down\n' "$lab_name"

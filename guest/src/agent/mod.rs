@@ -116,7 +116,9 @@ fn answer(mut stream: Stream, config: &Config, has_slot: bool) -> Result<()> {
 fn read_request(stream: impl Read) -> Result<Request> {
     let mut line = Vec::new();
     let limit = u64::try_from(MAX_LINE)? + 1;
-    BufReader::new(stream.take(limit)).read_until(b'\n', &mut line).context("reading a request")?;
+    BufReader::new(stream.take(limit)).read_until(b'\n', &mut line).with_context(|| {
+        format!("no whole request came within {} s of silence", REQUEST_TIMEOUT.as_secs())
+    })?;
     if line.pop() != Some(b'\n') {
         bail!("a request is one line of at most {MAX_LINE} bytes; this one has no end");
     }
