@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::zone::{Complaint, Zone};
 
@@ -89,14 +89,14 @@ impl Server {
         shutdown: impl Future<Output = ()> + Send,
     ) -> anyhow::Result<()> {
         let mut complaints = Vec::new();
-        let first = project(&views.borrow_and_update(), &mut complaints);
-        let (zones, zone) = watch::channel(first);
+        let mut shown = Arc::clone(&views.borrow_and_update());
+        let (zones, current) = watch::channel(project(&shown, &mut complaints));
         let mut tasks = JoinSet::new();
         for socket in self.udp {
-            tasks.spawn(udp::serve(socket, zone.clone()));
+            tasks.spawn(udp::serve(socket, current.clone()));
         }
         for listener in self.tcp {
-            tasks.spawn(tcp::serve(listener, zone.clone()));
+            tasks.spawn(tcp::serve(listener, current.clone()));
         }
         tokio::pin!(shutdown);
         loop {
@@ -105,7 +105,10 @@ impl Server {
                 changed = views.changed() => {
                     changed.context("the replica ended")?;
                     let view = Arc::clone(&views.borrow_and_update());
-                    zones.send_replace(project(&view, &mut complaints));
+                    if !zone::is_same(&shown, &view) {
+                        zones.send_replace(project(&view, &mut complaints));
+                        shown = view;
+                    }
                 }
                 Some(ended) = tasks.join_next() => {
                     ended.context("a DNS socket's task")?.context("a DNS socket")?;
@@ -122,6 +125,6 @@ fn project(view: &View, known: &mut Vec<Complaint>) -> Arc<Zone> {
         warn!(revision = view.revision, "{text}");
     }
     *known = complaints;
-    info!(revision = view.revision, machines = view.machines.len(), "zone projected");
+    debug!(revision = view.revision, machines = view.machines.len(), "zone projected");
     Arc::new(zone)
 }

@@ -261,3 +261,20 @@ fn malformed_questions_are_told_so_with_their_id() {
         assert_eq!((reply.id, reply.response_code), (0x1234, ResponseCode::FormErr), "{packet:?}");
     }
 }
+
+#[test]
+fn a_hosts_report_changes_no_name_and_an_entrys_new_address_does() {
+    use mashines_dns::zone::is_same;
+    use mashines_fleet::view::Batch;
+    let before = fleet();
+    let after = |change: fn(&mut serde_json::Value)| {
+        let mut view = (*before).clone();
+        let mut entry = entry();
+        change(entry.value.as_mut().unwrap());
+        assert_eq!(view.apply(&Batch { revision: before.revision + 1, changes: vec![entry] }), []);
+        view
+    };
+    assert!(is_same(&before, &after(|host| host["seen_at"] = json!(9))));
+    assert!(!is_same(&before, &after(|host| host["public_ipv4"] = json!(["198.51.100.161"]))));
+    assert!(!is_same(&before, &after(|host| host["roles"] = json!(["host"]))));
+}

@@ -4,12 +4,16 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use mashines_fleet::record::{Machine, MachineState};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// How long a machine may take to accept a connection. A move's blackout, a boot's last second fit into it.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a running machine may take to accept a connection: a move's blackout and a busy guest fit into it.
+const RUNNING: Duration = Duration::from_secs(10);
+
+/// How long a machine may take that is on its way up.
+const STARTING: Duration = Duration::from_secs(60);
 
 /// Pause before a refused connection is tried again: the machine is up, its sshd not yet.
 const RETRY: Duration = Duration::from_millis(200);
@@ -18,16 +22,29 @@ const RETRY: Duration = Duration::from_millis(200);
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
     /// Nothing answered in time.
-    #[error("nothing answers at {0} ({CONNECT_TIMEOUT:?})")]
-    Silent(SocketAddr),
+    #[error("nothing answers at {0} within {1:?}")]
+    Silent(SocketAddr, Duration),
     /// It answered with a refusal until the time was over, or cannot be reached.
     #[error("{0}: {1}")]
     Failed(SocketAddr, io::Error),
 }
 
+/// How long to wait for that machine.
+pub fn patience(machine: &Machine) -> Duration {
+    match machine.state {
+        MachineState::Created | MachineState::Starting => STARTING,
+        MachineState::Started
+        | MachineState::Stopping
+        | MachineState::Stopped
+        | MachineState::Destroying
+        | MachineState::Destroyed
+        | MachineState::Failed => RUNNING,
+    }
+}
+
 /// Connects to `address`, trying again while it refuses.
-pub async fn dial(address: SocketAddr) -> Result<TcpStream, DialError> {
-    let deadline = Instant::now() + CONNECT_TIMEOUT;
+pub async fn dial(address: SocketAddr, patience: Duration) -> Result<TcpStream, DialError> {
+    let deadline = Instant::now() + patience;
     loop {
         match timeout_at(deadline, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
@@ -36,7 +53,7 @@ pub async fn dial(address: SocketAddr) -> Result<TcpStream, DialError> {
             }
             Ok(Err(error)) if Instant::now() + RETRY < deadline && is_passing(&error) => sleep(RETRY).await,
             Ok(Err(error)) => return Err(DialError::Failed(address, error)),
-            Err(_elapsed) => return Err(DialError::Silent(address)),
+            Err(_elapsed) => return Err(DialError::Silent(address, patience)),
         }
     }
 }

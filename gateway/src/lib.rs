@@ -15,6 +15,7 @@
 pub mod control;
 pub mod dial;
 pub mod directory;
+mod farewell;
 pub mod keys;
 pub mod limits;
 pub mod lobby;
@@ -135,8 +136,10 @@ impl Doors {
     /// Serves until the daemon ends.
     pub async fn serve(self, common: Common) -> anyhow::Result<()> {
         let mut tasks = JoinSet::new();
-        let (tables, directory) = watch::channel(Arc::new(Directory::project(&common.view.borrow())));
-        tasks.spawn(follow(common.view.clone(), tables));
+        let mut views = common.view.clone();
+        let shown = Arc::clone(&views.borrow_and_update());
+        let (tables, directory) = watch::channel(Arc::new(Directory::project(&shown)));
+        tasks.spawn(follow(views, shown, tables));
         tasks.spawn(Arc::clone(&self.credentials).keep_fresh(self.control.clone()));
         if let Some(ports) = self.ports {
             let views = common.view.clone();
@@ -177,11 +180,18 @@ fn ports_of(config: &Config, common: &Common) -> anyhow::Result<Option<Ports>> {
     }))
 }
 
-/// Projects each view of the replica.
-async fn follow(mut views: watch::Receiver<Arc<View>>, tables: watch::Sender<Arc<Directory>>) {
+/// Projects each view of the replica that is about something else than `shown`.
+async fn follow(
+    mut views: watch::Receiver<Arc<View>>,
+    mut shown: Arc<View>,
+    tables: watch::Sender<Arc<Directory>>,
+) {
     while views.changed().await.is_ok() {
         let view = Arc::clone(&views.borrow_and_update());
-        tables.send_replace(Arc::new(Directory::project(&view)));
+        if !directory::is_same(&shown, &view) {
+            tables.send_replace(Arc::new(Directory::project(&view)));
+            shown = view;
+        }
     }
     // The replica's end is the daemon's end: what is known stays in force until then.
     std::future::pending().await

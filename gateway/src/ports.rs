@@ -12,22 +12,19 @@ use std::time::{Duration, Instant};
 
 use mashines_fleet::id::HostId;
 use mashines_fleet::view::View;
-use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
-use crate::dial::{dial, prepare};
+use crate::dial::{dial, patience, prepare};
 use crate::directory::{is_alive, not_running};
-use crate::limits::{Door, Limits, Slot};
+use crate::farewell::{farewell, turn_away};
+use crate::limits::{Door, Limits};
 use crate::splice;
 
 /// Pause before a port that could not be bound, or an accept that failed, is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// How long a client is given to take the line that says why it is turned away.
-const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Where a port leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +35,8 @@ pub struct Target {
     pub ipv6: Ipv6Addr,
     /// Why it cannot be entered now.
     pub closed: Option<String>,
+    /// How long it may take to accept a connection.
+    pub patience: Duration,
 }
 
 /// The ports that this entry listens on, by number.
@@ -51,6 +50,7 @@ pub fn wanted(view: &View, entry: &HostId) -> BTreeMap<u16, Target> {
                 slug: machine.slug.to_string(),
                 ipv6: machine.net.ipv6,
                 closed: not_running(machine),
+                patience: patience(machine),
             };
             Some((port.port, target))
         })
@@ -129,14 +129,19 @@ impl Spliced {
     }
 
     fn admit(&self, stream: TcpStream, peer: SocketAddr, port: u16, targets: &Targets) {
-        let slot = self.door.enter(peer.ip(), Instant::now());
+        let slot = match self.door.enter(peer.ip(), Instant::now()) {
+            Ok(slot) => slot,
+            Err(refusal) => {
+                debug!(%peer, port, %refusal, "shared port: turned away");
+                return turn_away(&stream, &refusal.to_string());
+            }
+        };
         let target = targets.borrow().get(&port).cloned();
         let machine_port = self.machine_port;
         tokio::spawn(async move {
-            let outcome = match (slot, target) {
-                (Err(refusal), _) => Err((stream, refusal.to_string())),
-                (_, None) => Err((stream, "no machine owns this port any more".to_owned())),
-                (Ok(slot), Some(target)) => connect(stream, &target, machine_port, slot).await,
+            let outcome = match target {
+                None => Err((stream, "no machine owns this port any more".to_owned())),
+                Some(target) => connect(stream, &target, machine_port).await,
             };
             match outcome {
                 Ok(moved) => debug!(%peer, port, ?moved, "shared port: connection ended"),
@@ -145,6 +150,7 @@ impl Spliced {
                     farewell(stream, &why).await;
                 }
             }
+            drop(slot);
         });
     }
 }
@@ -153,12 +159,11 @@ async fn connect(
     client: TcpStream,
     target: &Target,
     machine_port: u16,
-    _slot: Slot,
 ) -> Result<Option<splice::Moved>, (TcpStream, String)> {
     if let Some(why) = &target.closed {
         return Err((client, why.clone()));
     }
-    let machine = match dial(SocketAddr::new(target.ipv6.into(), machine_port)).await {
+    let machine = match dial(SocketAddr::new(target.ipv6.into(), machine_port), target.patience).await {
         Ok(machine) => machine,
         Err(error) => return Err((client, format!("machine {} cannot be reached: {error}", target.slug))),
     };
@@ -167,16 +172,6 @@ async fn connect(
     }
     // A connection that ends in a reset is nobody's fault here: it only has no figures.
     Ok(splice::join(&client, &machine).await.ok())
-}
-
-/// Says why before closing. An SSH server may send lines before its version (RFC 4253 §4.2); `ssh -v` shows them.
-pub async fn farewell(mut stream: TcpStream, why: &str) {
-    let line = format!("mashines: {why}\r\n");
-    let said = tokio::time::timeout(FAREWELL, async {
-        stream.write_all(line.as_bytes()).await?;
-        stream.shutdown().await
-    });
-    let _gone = said.await;
 }
 
 /// Binds, trying again for as long as the listener is wanted: whatever holds the port may let go of it.

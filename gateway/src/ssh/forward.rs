@@ -18,7 +18,7 @@ use tracing::debug;
 use super::bridge::{self, End};
 use super::handler::refusal;
 use super::session::Visit;
-use crate::dial::dial;
+use crate::dial::{dial, patience};
 use crate::route::Door;
 use crate::upstream::Wanted;
 
@@ -71,7 +71,7 @@ async fn straight(
     port: u16,
 ) {
     let port = if port == 22 { visit.gateway.machine_port } else { port };
-    match dial(SocketAddr::new(machine.net.ipv6.into(), port)).await {
+    match dial(SocketAddr::new(machine.net.ipv6.into(), port), patience(&machine)).await {
         Ok(stream) => {
             reply.accept().await;
             splice(channel, stream).await;

@@ -34,9 +34,9 @@ use tracing::{debug, warn};
 
 use crate::dial::prepare;
 use crate::directory::Directory;
+use crate::farewell::turn_away;
 use crate::limits::{Door, Limits, Slot};
 use crate::lobby::Lobby;
-use crate::ports::farewell;
 use crate::upstream::Pool;
 use severable::Severable;
 
@@ -150,7 +150,7 @@ impl Gateway {
             }
             Err(refusal) => {
                 debug!(%peer, %refusal, "ssh: turned away");
-                tokio::spawn(async move { farewell(stream, &refusal.to_string()).await });
+                turn_away(&stream, &refusal.to_string());
             }
         }
     }

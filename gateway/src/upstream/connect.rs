@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::credentials::{Credentials, NoCertificate};
 use super::pins::{HostKeyMismatch, Pins};
-use crate::dial::{DialError, dial};
+use crate::dial::{DialError, dial, patience};
 use crate::ssh::algorithms;
 use crate::ssh::bridge;
 
@@ -167,7 +167,8 @@ impl Connector {
         let slug = || machine.slug.to_string();
         let (key, certificate) = self.credentials.wait(CERTIFICATE).await?;
         let address = SocketAddr::new(machine.net.ipv6.into(), self.port);
-        let stream = dial(address).await.map_err(|error| UpstreamError::Dial(slug(), error))?;
+        let stream =
+            dial(address, patience(machine)).await.map_err(|error| UpstreamError::Dial(slug(), error))?;
         let agent = AgentSink::default();
         let mismatch = Arc::new(Mutex::new(None));
         let events = Events {

@@ -20,6 +20,9 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+/// Makes control's API; it is told the test's directory, where the CA's key is.
+type Api<'a> = Box<dyn FnOnce(&Path) -> Router + 'a>;
+
 /// Everything a test needs; all of it ends with it.
 pub struct Stage {
     pub directory: TempDir,
@@ -100,10 +103,7 @@ impl Stage {
         Self::build(|_| (), Some(Box::new(api))).await
     }
 
-    async fn build(
-        change: impl FnOnce(&mut Config),
-        control: Option<Box<dyn FnOnce(&Path) -> Router + '_>>,
-    ) -> Self {
+    async fn build(change: impl FnOnce(&mut Config), control: Option<Api<'_>>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         for name in ["ann", "bob", "stranger", "ca", "machine_host_key"] {
