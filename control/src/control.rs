@@ -1,0 +1,221 @@
+//! Control as one value: what every request and every executor is given. And how it starts and stops.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mashines_fleet::daemon::Common;
+use mashines_fleet::host_api::{MachineSpec, PutVolume};
+use mashines_fleet::id::{HostId, MachineId, MigrationId};
+use mashines_fleet::pki::{Ca, ClientCertificates, Identity};
+use mashines_fleet::record::{Host, Machine};
+use mashines_fleet::rpc::Limits;
+use mashines_fleet::store::{SqliteStore, Store};
+use mashines_fleet::view::View;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+
+use crate::config::Config;
+use crate::failure::{Failure, Result};
+use crate::found::Secret;
+use crate::hosts::Hosts;
+use crate::lifecycle::Driver;
+use crate::records::{Private, Records, volumes_of};
+use crate::scheduler::{self, Candidate, Wanted};
+use crate::ssh_ca::SshCa;
+
+/// What every request and executor is given. Cheap to clone.
+#[derive(Clone)]
+pub struct Control(Arc<Inner>);
+
+/// The parts.
+pub struct Inner {
+    /// Settings.
+    pub config: Config,
+    /// The store and its view.
+    pub records: Records,
+    /// Reports and clients.
+    pub hosts: Hosts,
+    /// The fleet's CA.
+    pub ca: Ca,
+    /// The platform's SSH CA.
+    pub ssh_ca: SshCa,
+    /// Held from choosing a host to the commit that takes the room: of two launches one must see the other's.
+    pub placing: tokio::sync::Mutex<()>,
+    /// Sagas that run in this process.
+    sagas: Mutex<HashSet<MigrationId>>,
+    /// Drains that run in this process.
+    drains: Mutex<HashSet<HostId>>,
+    /// Something was written that a saga or the driver should look at.
+    pub nudge: Notify,
+}
+
+impl std::ops::Deref for Control {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl Control {
+    /// From a store that holds a fleet.
+    ///
+    /// # Errors
+    /// The store holds none, or is damaged.
+    pub async fn open(config: Config, store: Arc<dyn Store>, identity: Identity) -> Result<Self> {
+        let records = Records::open(store).await?;
+        let missing = || Failure::not_found("the store holds no fleet: `mashinesd init` makes one");
+        let ca: Secret = records.private(Private::Ca).await?.ok_or_else(missing)?;
+        let ssh: Secret = records.private(Private::SshCa).await?.ok_or_else(missing)?;
+        Ok(Self(Arc::new(Inner {
+            hosts: Hosts::new(identity),
+            ca: Ca::from_pem(ca.public, ca.secret),
+            ssh_ca: SshCa::from_secret(&ssh.secret)?,
+            placing: tokio::sync::Mutex::default(),
+            sagas: Mutex::default(),
+            drains: Mutex::default(),
+            nudge: Notify::new(),
+            config,
+            records,
+        })))
+    }
+
+    /// The fleet, now.
+    pub fn view(&self) -> Arc<View> {
+        self.records.view()
+    }
+
+    /// A host's record.
+    ///
+    /// # Errors
+    /// It is not in the fleet.
+    pub fn host(&self, id: &HostId) -> Result<Arc<Host>> {
+        let host = self.view().hosts.get(id).cloned();
+        host.ok_or_else(|| Failure::not_found(format!("host {id} is not in the fleet (any more)")))
+    }
+
+    /// Chooses a host. The caller holds `placing`.
+    ///
+    /// # Errors
+    /// [`Kind::NoRoom`](crate::Kind::NoRoom) with a reason for each host.
+    pub fn choose(&self, wanted: &Wanted) -> Result<HostId> {
+        let view = self.view();
+        let candidates: Vec<Candidate<'_>> = view
+            .hosts
+            .values()
+            .map(|host| Candidate {
+                host,
+                alive: self.hosts.alive(host),
+                used: scheduler::used(&view, &host.id),
+            })
+            .collect();
+        scheduler::choose(wanted, &candidates)
+            .map_err(|none| Failure::new(crate::failure::Kind::NoRoom, none.to_string()))
+    }
+
+    /// Takes the saga of a migration for this process; none when it runs already.
+    pub fn take_saga(&self, id: &MigrationId) -> Option<Running> {
+        let new = self.sagas.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
+        new.then(|| Running { control: self.clone(), what: What::Saga(id.clone()) })
+    }
+
+    /// Takes the drain of a host for this process; none when it runs already.
+    pub fn take_drain(&self, id: &HostId) -> Option<Running> {
+        let new = self.drains.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
+        new.then(|| Running { control: self.clone(), what: What::Drain(id.clone()) })
+    }
+
+    /// A machine as hosts want it.
+    ///
+    /// # Errors
+    /// Its account is gone.
+    pub fn spec(&self, machine: &Machine) -> Result<MachineSpec> {
+        let view = self.view();
+        let account = view.accounts.get(&machine.account).ok_or_else(|| {
+            Failure::internal(format!("account {} of machine {} is gone", machine.account, machine.id))
+        })?;
+        let host = machine.place.as_ref().and_then(|place| view.hosts.get(&place.host));
+        let volumes = volumes_of(&view, machine);
+        Ok(MachineSpec {
+            id: machine.id.clone(),
+            slug: machine.slug.to_string(),
+            account: machine.account.clone(),
+            app: machine.app.to_string(),
+            region: host.map(|host| host.region.clone()).unwrap_or_default(),
+            config: machine.config.clone(),
+            image: machine.config.image.clone(),
+            image_digest: machine.image_digest.clone(),
+            net: machine.net.clone(),
+            private_prefix: account.private_prefix,
+            ssh_keys: account.ssh_keys.clone(),
+            ssh_user_ca: view.config.as_ref().and_then(|config| config.ssh_ca.clone()),
+            volumes: volumes
+                .iter()
+                .map(|v| PutVolume { id: v.id.clone(), name: v.name.clone(), size_mib: v.size_mib })
+                .collect(),
+        })
+    }
+
+    /// The machine's record, by its id.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn machine(&self, id: &MachineId) -> Result<Arc<Machine>> {
+        let machine = self.view().machines.get(id).cloned();
+        machine.ok_or_else(|| Failure::not_found(format!("machine {id} is not there (any more)")))
+    }
+}
+
+/// Something that runs once in this process, for as long as this lives.
+pub struct Running {
+    control: Control,
+    what: What,
+}
+
+enum What {
+    Saga(MigrationId),
+    Drain(HostId),
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        match &self.what {
+            What::Saga(id) => {
+                self.control.sagas.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+            }
+            What::Drain(id) => {
+                self.control.drains.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+            }
+        }
+    }
+}
+
+/// Runs control until the daemon is told to end.
+///
+/// # Errors
+/// The store cannot be opened or holds no fleet; the address is taken.
+pub async fn run(config: Config, common: Common) -> anyhow::Result<()> {
+    use anyhow::Context;
+    let listener = TcpListener::bind(config.listen).await;
+    let listener = listener.with_context(|| format!("control cannot listen on {}", config.listen))?;
+    run_with(config, common, listener).await
+}
+
+/// The same on a listener that is open already.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with(config: Config, common: Common, listener: TcpListener) -> anyhow::Result<()> {
+    let path = config.store_path(&common.state_dir);
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&path)?);
+    let control = Control::open(config, store, common.identity.clone()).await?;
+    let tls = common.identity.server_config(ClientCertificates::Optional)?;
+    let app = crate::api::router(control.clone());
+    let driver = Driver::new(control);
+    tracing::info!(address = %listener.local_addr()?, "control listens");
+    tokio::select! {
+        served = mashines_fleet::rpc::serve(listener, app, tls, Limits::default(), common.stopped()) => served?,
+        () = driver.run() => {}
+    }
+    Ok(())
+}
