@@ -1,6 +1,6 @@
 //! The executor of one move: asks both sides, does what [`next`](super::next::next) says, and looks again until it is over.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mashines_fleet::host_api::{
     Incoming, IncomingReady, LocalMigration, LocalMigrationState, Outgoing, Resolve,
@@ -25,6 +25,8 @@ const SLOW: Duration = Duration::from_secs(1);
 const ASK: Duration = Duration::from_secs(3);
 /// A destination makes files and starts a monitor.
 const PREPARE: Duration = Duration::from_secs(60);
+/// A hand-over that takes longer is lost.
+const OVERDUE: Duration = Duration::from_millis(500);
 /// After the outgoing side's own time-out, control ends it.
 const GRACE_MS: u64 = 30_000;
 
@@ -168,6 +170,10 @@ impl Saga {
                     self.why.get_or_insert_with(|| error.clone());
                 }
                 self.tell(&migration.destination, "cancel", &Empty {}).await
+            }
+            // The hand-over itself is on its way in every smooth move: only one that does not arrive is made up for.
+            Next::RunDestination if self.due.get_or_insert_with(Instant::now).elapsed() < OVERDUE => {
+                Ok(Turn::After(POLL))
             }
             Next::RunDestination => {
                 self.tell(&migration.destination, "resolve", &Resolve { run: true }).await
