@@ -63,6 +63,9 @@ impl Server {
         let mut server = Self { udp: Vec::new(), tcp: Vec::new() };
         anyhow::ensure!(!config.listen.is_empty(), "[dns] listen is empty: name the addresses to answer at");
         for address in &config.listen {
+            if address.ip().is_unspecified() {
+                warn!(%address, "listening at any address: on a host with several, answers may leave from another one than was asked");
+            }
             let hint = "is another name server running there, or is this not one of the host's addresses?";
             let tcp = TcpListener::bind(address)
                 .await

@@ -199,6 +199,26 @@ async fn many_channels_of_one_connection_work_at_once_and_a_stalled_one_stalls_n
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_taken_out_of_its_account_opens_no_further_door() {
+    let stage = Stage::new().await;
+    let control = stage.path("control");
+    let master = format!("ControlPath={}", control.display());
+    let mut first = stage.ssh_with("ann", "web", &["-M", "-N", "-o", &master], &[]);
+    let _first = first.stdin(Stdio::null()).spawn().unwrap();
+    while !control.exists() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let again = || stage.ssh_with("ann", "web", &["-o", &master], &["echo in"]);
+    assert_eq!(finish(again(), b"").await.text(), "in\n");
+    std::fs::copy(stage.path("stranger.pub"), stage.path("ann.pub")).unwrap();
+    stage.publish(None);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let output = finish(again(), b"").await;
+    assert_eq!(output.code, Some(255));
+    assert!(output.err.contains("taken out of its account"), "{output:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_interactive_session_sees_each_line_at_once() {
     let stage = Stage::new().await;
     let mut ssh = stage.ssh("ann", "web", "while read l; do echo got $l; done");

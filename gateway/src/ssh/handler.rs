@@ -10,7 +10,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use russh::keys::{Certificate, HashAlg};
+use russh::keys::{Certificate, HashAlg, PublicKey};
 use russh::server::{
     Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
 };
@@ -19,8 +19,8 @@ use tokio::sync::Semaphore;
 use tracing::info;
 
 use super::{Gateway, Login, forward, session};
-use crate::directory::Person;
-use crate::route::{Destination, route};
+use crate::directory::Directory;
+use crate::route::{Destination, Door, route};
 
 /// Channels at once in one connection. A channel holds at most a window and a queue, so this bounds a connection's memory.
 const MAX_CHANNELS: usize = 64;
@@ -30,8 +30,18 @@ const MAX_CHANNELS: usize = 64;
 pub struct Guest {
     /// The name that was logged in as.
     pub user: String,
-    /// Who the key belongs to.
-    pub person: Arc<Person>,
+    /// The key that was proved. Whose it is, is looked up at each door: a key that was taken out of an account opens none.
+    pub key: Arc<PublicKey>,
+}
+
+impl Guest {
+    /// Where the guest is let in for `destination`, by what is known now.
+    pub fn door(&self, directory: &Directory, destination: Destination<'_>) -> Door {
+        match directory.person(&self.key) {
+            Some(person) => route(directory, &self.user, &person, destination),
+            None => Door::Refuse("the key you came with has been taken out of its account".to_owned()),
+        }
+    }
 }
 
 /// State of one connection.
@@ -120,7 +130,7 @@ impl Handler for Connection {
         };
         let fingerprint = key.public_key.fingerprint(HashAlg::Sha256);
         info!(peer = %self.peer, user, account = %person.home, key = %fingerprint, "ssh: authenticated");
-        self.guest = Some(Guest { user: user.to_owned(), person: Arc::new(person) });
+        self.guest = Some(Guest { user: user.to_owned(), key: Arc::new(key.public_key.clone()) });
         Ok(Auth::Accept)
     }
 
@@ -309,9 +319,8 @@ impl Handler for Connection {
         _session: &mut Session,
     ) -> Result<bool, Self::Error> {
         let Some(guest) = &self.guest else { return Ok(false) };
-        let directory = self.gateway.directory.borrow();
-        let door = route(&directory, &guest.user, &guest.person, Destination::Session);
-        Ok(matches!(door, crate::route::Door::Machine(_)))
+        let door = guest.door(&self.gateway.directory.borrow(), Destination::Session);
+        Ok(matches!(door, Door::Machine(_)))
     }
 
     async fn tcpip_forward(

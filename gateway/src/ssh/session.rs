@@ -15,7 +15,7 @@ use super::Gateway;
 use super::bridge::{self, End, Held, STDERR};
 use super::handler::Guest;
 use crate::lobby;
-use crate::route::{Destination, Door, route};
+use crate::route::{Destination, Door};
 use crate::upstream::Wanted;
 
 /// After this long without a connection, the person is told what is waited for.
@@ -37,7 +37,7 @@ pub struct Visit {
 impl Visit {
     /// Where the guest is let in for `destination`, by what is known now.
     pub fn door(&self, destination: Destination<'_>) -> Door {
-        route(&self.gateway.directory.borrow(), &self.guest.user, &self.guest.person, destination)
+        self.guest.door(&self.gateway.directory.borrow(), destination)
     }
 }
 

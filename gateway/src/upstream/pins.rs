@@ -1,6 +1,7 @@
 //! Which host key each machine must show.
 //!
-//! The record's `host_key_public` where there is one; else the key seen first, for as long as this gateway runs.
+//! The record's `host_key_public` where there is one; else the key seen first, for as long as this gateway runs
+//! and the machine is not updated: a new image brings a new root disk, and a new key with it.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -23,7 +24,8 @@ pub struct HostKeyMismatch {
 /// Keys seen so far.
 #[derive(Debug, Default)]
 pub struct Pins {
-    seen: Mutex<HashMap<MachineId, PublicKey>>,
+    /// By machine and instance.
+    seen: Mutex<HashMap<(MachineId, String), PublicKey>>,
 }
 
 impl Pins {
@@ -34,7 +36,8 @@ impl Pins {
             Some(key) => key,
             None => {
                 let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-                seen.entry(machine.id.clone()).or_insert_with(|| shown.clone()).clone()
+                let instance = (machine.id.clone(), machine.instance_id.clone());
+                seen.entry(instance).or_insert_with(|| shown.clone()).clone()
             }
         };
         if expected.key_data() == shown.key_data() {
@@ -69,6 +72,8 @@ mod tests {
         assert!(
             pins.check(&web, &second).unwrap_err().to_string().contains("machine web shows the host key")
         );
+        let updated = Machine { instance_id: "01J00000000000000000000001".into(), ..web.clone() };
+        assert_eq!(pins.check(&updated, &second), Ok(()), "a new root disk may have a new key");
         let recorded = Machine { host_key_public: Some(second.to_openssh().unwrap()), ..web };
         assert_eq!(pins.check(&recorded, &second), Ok(()));
         assert!(pins.check(&recorded, &first).is_err());
