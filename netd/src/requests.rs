@@ -195,8 +195,13 @@ impl Shell {
         }
         let tap = remove_tap(&tap).await;
         let filters = self.settle_filters(&mut slow).await;
-        crate::kernel::all_or_several([tap, filters].into_iter().filter_map(Result::err).collect())
-            .map_err(|error| format!("remove {machine}: its routes are gone, but {error}; it is tried again"))
+        crate::kernel::all_or_several([tap, filters].into_iter().filter_map(Result::err).collect()).map_err(
+            |error| {
+                format!(
+                    "remove {machine}: its routes are gone, but {error}; it is tried again within a minute"
+                )
+            },
+        )
     }
 
     fn decide(&self, core: &Core, change: &Change) -> Result<Verdict, String> {

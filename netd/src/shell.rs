@@ -250,10 +250,16 @@ impl Shell {
         if slow.filters.is_none() {
             self.log("try again", self.settle_filters(&mut slow).await);
         }
+        // Says nothing to the kernel while the peers are as they should be.
+        let view = Arc::clone(&self.core.lock().await.view);
+        self.log("try again", self.settle_peers(&mut slow, &view).await);
     }
 
     /// Reads back what the kernel holds and repairs what somebody else changed.
     pub(crate) async fn audit(&self) {
+        let slow = self.slow.lock().await;
+        self.settle_taps(false).await;
+        drop(slow);
         let machines = {
             let mut core = self.core.lock().await;
             match self.kernel.routes(&self.config.overlay_interface).await {

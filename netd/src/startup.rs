@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::api::TAP_PREFIX;
+use crate::api::{Port, TAP_PREFIX};
 use crate::config::{Ingress, NetdConfig, Underlay};
 use crate::error::Error;
 use crate::filter;
@@ -51,25 +51,13 @@ pub(crate) async fn start(config: NetdConfig, view: Arc<NetView>) -> Result<Arc<
 async fn start_machines(shell: &Arc<Shell>) -> Result<(), Error> {
     let mut slow = shell.slow.lock().await;
     shell.settle_filters(&mut slow).await?;
-    let (ports, machines) = {
+    let machines: BTreeSet<String> = {
         let mut core = shell.core.lock().await;
         let held = existing_proxies(shell, &core).await?;
         core.proxies = held;
-        let ports: Vec<_> =
-            core.ledger.iter().filter_map(|(_, e)| e.port.as_ref()).map(|local| local.port.clone()).collect();
-        let machines: BTreeSet<String> = core.ledger.iter().map(|(machine, _)| machine.clone()).collect();
-        (ports, machines)
+        core.ledger.iter().map(|(machine, _)| machine.clone()).collect()
     };
-    for port in &ports {
-        shell.log("make the tap of a machine", shell.make_tap(port).await);
-    }
-    let owned: BTreeSet<&str> = ports.iter().map(|port| port.tap.as_str()).collect();
-    for link in shell.kernel.links().await? {
-        if link.name.starts_with(TAP_PREFIX) && !owned.contains(link.name.as_str()) {
-            tracing::info!(tap = link.name, "removing a tap that belongs to no machine");
-            shell.log("remove a tap that belongs to no machine", remove_tap(&link.name).await);
-        }
-    }
+    shell.settle_taps(true).await;
     drop(slow);
     shell.settle_all(machines).await;
     Ok(())
@@ -147,6 +135,27 @@ async fn start_overlay(kernel: &Kernel, config: &NetdConfig) -> Result<(), Error
 }
 
 impl Shell {
+    /// Makes the taps that are missing, or looks after `all`, and removes those of nobody. The caller holds the slow lane.
+    pub(crate) async fn settle_taps(&self, all: bool) {
+        let ports: Vec<Port> = {
+            let core = self.core.lock().await;
+            core.ledger.iter().filter_map(|(_, e)| e.port.as_ref()).map(|local| local.port.clone()).collect()
+        };
+        let links = match self.kernel.links().await {
+            Ok(links) => links,
+            Err(error) => return self.log("look after the taps", Err(error)),
+        };
+        let there: BTreeSet<&str> = links.iter().map(|link| link.name.as_str()).collect();
+        for port in ports.iter().filter(|port| all || !there.contains(port.tap.as_str())) {
+            self.log("make the tap of a machine", self.make_tap(port).await);
+        }
+        let owned: BTreeSet<&str> = ports.iter().map(|port| port.tap.as_str()).collect();
+        for tap in there.iter().filter(|name| name.starts_with(TAP_PREFIX) && !owned.contains(*name)) {
+            tracing::info!(tap, "removing a tap that belongs to no machine");
+            self.log("remove a tap that belongs to no machine", remove_tap(tap).await);
+        }
+    }
+
     /// Makes the mesh's peers those of the fleet's records.
     pub(crate) async fn settle_peers(&self, slow: &mut Slow, view: &NetView) -> Result<(), Error> {
         if self.config.underlay != Underlay::Wireguard || view.revision == 0 {

@@ -131,6 +131,6 @@ fn no_probe_is_lost_over_200_moves() {
 }
 
 #[test]
-fn no_probe_is_lost_over_100_moves_inside_wireguard() {
-    moves(Underlay::Wireguard, 100);
+fn no_probe_is_lost_over_20_moves_inside_wireguard() {
+    moves(Underlay::Wireguard, 20);
 }
