@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
-use ipnetwork::{IpNetwork, Ipv6Network};
+use ipnetwork::Ipv6Network;
 use mashines_fleet::id::HostId;
 use mashines_fleet::record::{FleetConfig, NameServer};
 use netd::NetdConfig;
-use netd::config::{Ingress, Underlay};
 use serde::Deserialize;
 
 /// What a process of `mashinesd` may do.
@@ -62,9 +61,9 @@ pub struct Config {
     pub control: Option<mashines_control::Config>,
     /// The role `host`.
     pub host: Option<mashines_host::Config>,
-    /// The role `netd`.
+    /// The role `netd`: the keys of [`NetdConfig`]; what follows from the rest of this file may be left out.
     #[serde(default)]
-    pub netd: Netd,
+    netd: toml::Table,
     /// The role `entry`: its public addresses.
     #[serde(default)]
     pub entry: Entry,
@@ -90,28 +89,6 @@ pub struct Fleet {
     pub ssh_ports: (u16, u16),
 }
 
-/// This box's network. What is left out has a default that fits.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Netd {
-    /// The unix socket; `netd.sock` in the state directory when absent.
-    pub socket: Option<PathBuf>,
-    /// `wireguard` or `plain`.
-    pub underlay: Underlay,
-    /// The MTU of the network between the hosts.
-    pub underlay_mtu: Option<u16>,
-    /// The UDP port of this box's WireGuard.
-    pub wireguard_port: Option<u16>,
-    /// The host mesh; the same in the whole fleet.
-    pub mesh_prefix: Option<Ipv6Network>,
-    /// This box's address on it; derived from its id when absent.
-    pub mesh_addr: Option<Ipv6Addr>,
-    /// The prefixes of machines' addresses; the fleet's own when absent.
-    pub region_prefixes: Vec<IpNetwork>,
-    /// How the world reaches machines.
-    pub ingress: Ingress,
-}
-
 /// The public side of an entry.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -122,9 +99,9 @@ pub struct Entry {
     pub public_ipv6: Vec<Ipv6Addr>,
 }
 
+/// The host mesh, when the file names none.
 const MESH: Ipv6Addr = Ipv6Addr::new(0xfd6d, 0x6173, 0x6800, 0, 0, 0, 0, 0);
-const WIREGUARD_PORT: u16 = 51820;
-const UNDERLAY_MTU: u16 = 1500;
+const MESH_LENGTH: u8 = 48;
 
 fn default_state_dir() -> PathBuf {
     PathBuf::from("/var/lib/mashines")
@@ -145,6 +122,7 @@ impl Config {
         if config.roles.is_empty() {
             bail!("configuration {}: `roles` names none of control, netd, host, entry", path.display());
         }
+        config.netd(None).with_context(|| format!("configuration {}", path.display()))?;
         Ok(config)
     }
 
@@ -158,45 +136,35 @@ impl Config {
         self.identity_dir().join("control")
     }
 
-    /// netd's socket.
-    pub fn netd_socket(&self) -> PathBuf {
-        self.netd.socket.clone().unwrap_or_else(|| self.state_dir.join("netd.sock"))
-    }
-
-    /// This box's address on the host mesh.
-    pub fn mesh_addr(&self) -> Ipv6Addr {
-        self.netd.mesh_addr.unwrap_or_else(|| derived_mesh_addr(&self.id))
-    }
-
-    /// The UDP port of this box's WireGuard.
-    pub fn wireguard_port(&self) -> u16 {
-        self.netd.wireguard_port.unwrap_or(WIREGUARD_PORT)
-    }
-
-    /// netd's own configuration. `fleet_prefix`: for when the file names none.
-    pub fn netd(&self, fleet_prefix: Option<Ipv6Network>) -> NetdConfig {
+    /// netd's own configuration. `fleet_prefix`: for when the file names no `region_prefixes`.
+    pub fn netd(&self, fleet_prefix: Option<Ipv6Network>) -> Result<NetdConfig> {
         let role = match (self.roles.contains(&Role::Host), self.roles.contains(&Role::Entry)) {
-            (true, true) => netd::config::Role::Both,
-            (false, true) => netd::config::Role::Entry,
-            (true | false, false) => netd::config::Role::Host,
+            (true, true) => "both",
+            (false, true) => "entry",
+            (true | false, false) => "host",
         };
-        let mut region_prefixes = self.netd.region_prefixes.clone();
-        if region_prefixes.is_empty() {
-            region_prefixes.extend(fleet_prefix.map(IpNetwork::V6));
+        let path = |name: &str| self.state_dir.join(name).to_string_lossy().into_owned();
+        let derived = [
+            ("state_dir", path("netd")),
+            ("socket", path("netd.sock")),
+            ("host_id", self.id.to_string()),
+            ("role", role.to_owned()),
+            ("mesh_addr", derived_mesh_addr(&self.id).to_string()),
+            ("mesh_prefix", format!("{MESH}/{MESH_LENGTH}")),
+        ];
+        let mut section = self.netd.clone();
+        for (key, value) in derived {
+            section.entry(key).or_insert(value.into());
         }
-        NetdConfig {
-            state_dir: self.state_dir.join("netd"),
-            socket: self.netd_socket(),
-            host_id: self.id.to_string(),
-            role,
-            underlay: self.netd.underlay,
-            underlay_mtu: self.netd.underlay_mtu.unwrap_or(UNDERLAY_MTU),
-            wireguard_port: self.wireguard_port(),
-            mesh_addr: self.mesh_addr(),
-            mesh_prefix: self.netd.mesh_prefix.unwrap_or_else(default_mesh),
-            region_prefixes,
-            ingress: self.netd.ingress.clone(),
+        if let Some(prefix) = fleet_prefix {
+            section.entry("region_prefixes").or_insert(vec![prefix.to_string()].into());
         }
+        toml::Value::Table(section).try_into().context("section [netd]")
+    }
+
+    /// Whether the file itself says which prefixes machines' addresses come from.
+    pub fn names_region_prefixes(&self) -> bool {
+        self.netd.contains_key("region_prefixes")
     }
 
     /// Control's addresses: the file's, else where this box joined, else its own.
@@ -240,11 +208,6 @@ impl Config {
     }
 }
 
-fn default_mesh() -> Ipv6Network {
-    // A length of 48 is valid for every address.
-    Ipv6Network::new(MESH, 48).unwrap_or_else(|_| Ipv6Network::from(MESH))
-}
-
 /// The id's FNV-1a hash below the default mesh prefix: the same on every host, without anyone to ask.
 fn derived_mesh_addr(id: &HostId) -> Ipv6Addr {
     let hash = id.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
@@ -273,7 +236,9 @@ mod tests {
         let config = Config::load(&example).unwrap();
         assert_eq!(config.roles, [Role::Control, Role::Netd, Role::Host, Role::Entry]);
         assert_eq!(config.control_urls().unwrap().len(), 1);
-        assert_eq!(config.netd(None).role, netd::config::Role::Both);
+        let netd = config.netd(None).unwrap();
+        assert_eq!(netd.role, netd::config::Role::Both);
+        assert!(netd.mesh_prefix.contains(netd.mesh_addr));
         assert!(config.founding().is_ok() && config.gateway.is_some() && config.dns.is_some());
     }
 
@@ -291,9 +256,12 @@ mod tests {
     }
 
     #[test]
-    fn mesh_addresses_lie_in_the_mesh_and_differ() {
+    fn derived_mesh_addresses_lie_in_the_mesh_and_differ() {
         let (a, b) = (derived_mesh_addr(&"a".parse().unwrap()), derived_mesh_addr(&"b".parse().unwrap()));
-        assert!(default_mesh().contains(a) && default_mesh().contains(b));
+        assert_eq!(
+            (a.segments()[..3].to_vec(), b.segments()[..3].to_vec()),
+            (vec![0xfd6d, 0x6173, 0x6800], vec![0xfd6d, 0x6173, 0x6800])
+        );
         assert_ne!(a, b);
     }
 

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use mashines_fleet::daemon::Common;
 use mashines_fleet::host_api::{HostState, Report};
 use mashines_fleet::record::{Capacity, Host, HostRole};
-use mashines_fleet::rpc::{Client, Empty};
+use mashines_fleet::rpc::Client;
 use netd::config::Underlay;
 use tokio::sync::watch;
 
@@ -51,10 +51,10 @@ pub async fn run(
 }
 
 async fn changed(state: &mut Option<watch::Receiver<HostState>>) {
-    if let Some(state) = state {
-        if state.changed().await.is_ok() {
-            return;
-        }
+    if let Some(state) = state
+        && state.changed().await.is_ok()
+    {
+        return;
     }
     std::future::pending().await
 }
@@ -91,7 +91,7 @@ fn report(base: &Host, state: Option<HostState>) -> Report {
 
 /// This box's own record, but for what changes.
 fn record(config: &Config, role: HostRole) -> Result<Host> {
-    let netd = config.netd(None);
+    let netd = config.netd(None)?;
     let wireguard_key = match netd.underlay {
         Underlay::Plain => None,
         Underlay::Wireguard => {
@@ -109,9 +109,9 @@ fn record(config: &Config, role: HostRole) -> Result<Host> {
         region: config.region.clone(),
         api,
         underlay: config.underlay,
-        wireguard_port: config.wireguard_port(),
+        wireguard_port: netd.wireguard_port,
         wireguard_key,
-        mesh: config.mesh_addr(),
+        mesh: netd.mesh_addr,
         capacity: Capacity { vcpus: 0, memory_mib: 0, disk_mib: 0 },
         images: Vec::new(),
         cordoned: false,

@@ -126,12 +126,12 @@ fn start_netd(config: &Arc<Config>, common: &Common, tasks: &mut JoinSet<Ended>)
     let (config, common) = (Arc::clone(config), common.clone());
     tasks.spawn(async move {
         let run = async {
-            let prefix = match config.netd.region_prefixes.is_empty() {
-                true => fleet_prefix(common.view.clone()).await,
-                false => None,
+            let prefix = match config.names_region_prefixes() {
+                true => None,
+                false => fleet_prefix(common.view.clone()).await,
             };
             let view = netview::follow(common.view.clone());
-            netd::run(config.netd(prefix), view, async move { common.stopped().await }).await?;
+            netd::run(config.netd(prefix)?, view, async move { common.stopped().await }).await?;
             Ok(())
         };
         ("netd", run.await)
@@ -152,7 +152,7 @@ fn start_host(config: &Arc<Config>, common: &Common, tasks: &mut JoinSet<Ended>)
         underlay: config.underlay,
         state_dir: config.state_dir.join("host"),
         identity_dir: config.identity_dir(),
-        netd_socket: config.netd_socket(),
+        netd_socket: config.netd(None)?.socket,
     };
     let nothing = HostState {
         host: config.id.clone(),

@@ -300,6 +300,8 @@ impl Host {
         instance::raise_fence(&self.layout, id, epoch)?;
         let mut left = Vec::new();
         left.extend(self.end_monitor(&held).await.err().map(|e| e.message));
+        // A move that was under way has ended with it.
+        left.extend(self.look_at_move(held.machine()).await.err().map(|e| e.message));
         left.extend(self.netd.call(network::remove(id, here.epoch)).await.err().map(|e| e.message));
         if left.is_empty() {
             left.extend(self.remove_files(vec![held.machine().dir().path().to_path_buf()]).await);

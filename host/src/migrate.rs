@@ -251,7 +251,13 @@ impl Host {
     async fn fresh(&self, held: &Held, known: Move) -> Result<LocalMigration> {
         let mine = held.machine().instance().and_then(|i| i.migration);
         if mine.as_ref() != Some(&known.id) {
-            return Ok(known.local());
+            if !known.open() {
+                return Ok(known.local());
+            }
+            let error = Some("the machine is no longer on this host".to_owned());
+            let failed = Move { state: LocalMigrationState::Failed, error, settled: true, ..known };
+            self.put_move(failed.clone()).await?;
+            return Ok(failed.local());
         }
         if let Ok(status) = held.machine().monitor().status().await {
             held.machine().set_status(Some(status));

@@ -83,6 +83,17 @@ impl Box {
     }
 }
 
+/// A test that fails leaves no monitor behind.
+impl Drop for Box {
+    fn drop(&mut self) {
+        let record = std::fs::read(self.machine_dir().join("instance.json")).unwrap_or_default();
+        let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
+        if let Some(pid) = record["process"]["pid"].as_i64() {
+            let _ = std::process::Command::new("kill").args(["-9", &pid.to_string()]).output();
+        }
+    }
+}
+
 fn serve_netd(stream: std::os::unix::net::UnixStream, log: &Mutex<Vec<Request>>) {
     let mut out = stream.try_clone().unwrap();
     for line in BufReader::new(stream).lines().map_while(std::result::Result::ok) {
