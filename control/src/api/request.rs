@@ -1,7 +1,9 @@
 //! How HTTP becomes requests: bodies with a cap, and errors that name the place.
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{FromRequest, Request};
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 
 use crate::failure::{Failure, Kind};
@@ -10,6 +12,9 @@ use crate::failure::{Failure, Kind};
 pub const PUBLIC: usize = 1 << 20;
 /// The longest report of a member, bytes.
 pub const REPORT: usize = 16 << 20;
+
+/// The most of a body that is too long which is read for nothing, bytes.
+const MOST_DISCARDED: usize = 16 << 20;
 
 /// A JSON body of at most `LIMIT` bytes.
 pub struct Payload<T, const LIMIT: usize = PUBLIC>(pub T);
@@ -41,14 +46,28 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalP
     }
 }
 
-async fn read(body: Body, limit: usize) -> Result<bytes::Bytes, Failure> {
-    to_bytes(body, limit).await.map_err(|error| {
-        let text = error.to_string();
-        if text.contains("length limit") {
-            return Failure::new(Kind::TooLarge, format!("the body is longer than {limit} bytes"));
+/// Reads a body. Of one that is too long the rest is read and thrown away, up to a point: a client that is still
+/// sending would otherwise find its connection reset before it could read the answer.
+async fn read(body: Body, limit: usize) -> Result<Bytes, Failure> {
+    let mut stream = body.into_data_stream();
+    let mut kept = BytesMut::new();
+    let mut length = 0_usize;
+    while let Some(chunk) = stream.next().await {
+        let chunk =
+            chunk.map_err(|error| Failure::invalid(format!("the body could not be read: {error}")))?;
+        length = length.saturating_add(chunk.len());
+        if length <= limit {
+            kept.extend_from_slice(&chunk);
+        } else if length > limit.saturating_add(MOST_DISCARDED) {
+            break;
+        } else {
+            kept.clear();
         }
-        Failure::invalid(format!("the body could not be read: {text}"))
-    })
+    }
+    if length > limit {
+        return Err(Failure::new(Kind::TooLarge, format!("the body is longer than {limit} bytes")));
+    }
+    Ok(kept.freeze())
 }
 
 /// `serde_json` tells line and column of what it did not like.

@@ -6,7 +6,6 @@
 pub mod fake_host;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use fake_host::{FakeHost, Registry};
@@ -21,8 +20,8 @@ use mashines_fleet::record::{FleetConfig, HostRole};
 use mashines_fleet::rpc::{Client, RpcError};
 use serde_json::Value;
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 pub struct Fleet {
     pub url: String,
@@ -34,7 +33,21 @@ pub struct Fleet {
     pub state: tempfile::TempDir,
     config: Config,
     address: SocketAddr,
-    control: Option<(JoinHandle<()>, watch::Sender<bool>)>,
+    control: Option<Running>,
+}
+
+/// Control in a runtime of its own, so that all its tasks can be killed at once.
+struct Running {
+    runtime: Option<Runtime>,
+    _alive: watch::Sender<bool>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 pub fn founding() -> Founding {
@@ -83,8 +96,8 @@ impl Fleet {
         fleet
     }
 
-    fn spawn(&self, listener: TcpListener) -> (JoinHandle<()>, watch::Sender<bool>) {
-        let (stop, shutdown) = watch::channel(false);
+    fn spawn(&self, listener: TcpListener) -> Running {
+        let (alive, shutdown) = watch::channel(false);
         let common = Common {
             state_dir: self.state.path().to_owned(),
             identity: self.identity.clone(),
@@ -92,17 +105,19 @@ impl Fleet {
             shutdown,
         };
         let config = self.config.clone();
-        let task =
-            tokio::spawn(async move { mashines_control::run_with(config, common, listener).await.unwrap() });
-        (task, stop)
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let listener = listener.into_std().unwrap();
+        runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).unwrap();
+            mashines_control::run_with(config, common, listener).await.unwrap();
+        });
+        Running { runtime: Some(runtime), _alive: alive }
     }
 
     /// Ends control in the middle of whatever it does, as kill -9 would, and starts it anew.
     pub async fn restart_control(&mut self) {
-        if let Some((task, _)) = self.control.take() {
-            task.abort();
-            let _gone = task.await;
-        }
+        drop(self.control.take());
         let listener = loop {
             match TcpListener::bind(self.address).await {
                 Ok(listener) => break listener,
@@ -190,8 +205,4 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: 
         assert!(tokio::time::Instant::now() < until, "not within 40 s: {what}");
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
-}
-
-pub fn state_file(fleet: &Fleet) -> PathBuf {
-    fleet.state.path().join("control.sqlite")
 }
