@@ -1,6 +1,13 @@
 //! Machines boot, run, stop and come back. Runs in the lab: needs `/dev/kvm` with hardware behind it, root, and the guest
 //! images (see `common`).
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail as tests do"
+)]
+
 mod common;
 
 use std::io::{BufRead, BufReader, Write};

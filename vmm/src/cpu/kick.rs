@@ -32,15 +32,18 @@ extern "C" fn on_kick(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
     }
 }
 
-/// Installs the handler, once in a process.
-fn install() -> Result<()> {
+/// Installs the handler, once in a process, before the first [`Kickable`].
+///
+/// # Errors
+/// When the kernel refuses it.
+pub fn install() -> Result<()> {
     static ONCE: Once = Once::new();
     let mut result = Ok(());
     ONCE.call_once(|| result = register_signal_handler(SIGRTMIN(), on_kick));
     result.map_err(io::Error::from).context("install the signal handler that stops vCPUs")
 }
 
-/// A vCPU that belongs to the current thread and can be kicked. Dereferences to nothing: use [`Kickable::vcpu`].
+/// A vCPU that belongs to the current thread and can be kicked.
 #[derive(Debug)]
 pub struct Kickable {
     vcpu: VcpuFd,
@@ -50,13 +53,10 @@ pub struct Kickable {
 
 impl Kickable {
     /// Ties `vcpu` to the current thread.
-    ///
-    /// # Errors
-    /// When the handler cannot be installed.
-    pub fn new(mut vcpu: VcpuFd) -> Result<Self> {
-        install()?;
+    #[must_use]
+    pub fn new(mut vcpu: VcpuFd) -> Self {
         RUN_PAGE.set(ptr::from_mut(vcpu.get_kvm_run()));
-        Ok(Self { vcpu, _thread: std::marker::PhantomData })
+        Self { vcpu, _thread: std::marker::PhantomData }
     }
 
     /// The vCPU.

@@ -141,6 +141,10 @@ mod tests {
         };
         let bytes = postcard::to_stdvec(&state).unwrap();
         assert_eq!(postcard::from_bytes::<VcpuState>(&bytes).unwrap(), state);
-        assert_eq!((bytes.len(), crc32fast::hash(&bytes)), (2114, 0), "the layout of version {VERSION} changed");
+        assert_eq!(
+            (bytes.len(), crc32fast::hash(&bytes)),
+            (2114, 0),
+            "the layout of version {VERSION} changed"
+        );
     }
 }

@@ -40,6 +40,8 @@ enum Wanted {
 struct Inner {
     wanted: Wanted,
     parked: bool,
+    /// The thread is no more; nothing can be asked of it.
+    ended: bool,
     jobs: VecDeque<Job>,
 }
 
@@ -73,16 +75,18 @@ impl Vcpu {
     /// # Errors
     /// When no thread can be made.
     pub fn spawn(id: u8, fd: VcpuFd, bus: Arc<Bus>, exits: Sender<Exit>) -> Result<Self> {
-        let inner = Inner { wanted: Wanted::Park, parked: false, jobs: VecDeque::new() };
+        let inner = Inner { wanted: Wanted::Park, parked: false, ended: false, jobs: VecDeque::new() };
         let shared = Arc::new(Shared {
             inner: Mutex::new(inner),
             changed: Condvar::new(),
             sleep_us: AtomicU64::new(0),
         });
         let theirs = Arc::clone(&shared);
-        let body = move || match Kickable::new(fd) {
-            Ok(vcpu) => Runner { id, vcpu, shared: theirs, bus, exits, entered: false }.main(),
-            Err(error) => drop(exits.send(Exit::Failed(format!("vCPU {id}: {error:#}")))),
+        kick::install()?;
+        let body = move || {
+            let last_words = LastWords { id, shared: Arc::clone(&theirs), exits: exits.clone() };
+            Runner { id, vcpu: Kickable::new(fd), shared: theirs, bus, exits, entered: false }.main();
+            drop(last_words);
         };
         let thread = thread::Builder::new()
             .name(format!("vcpu{id}"))
@@ -106,14 +110,19 @@ impl Vcpu {
     /// Waits for what [`Vcpu::ask_to_park`] asked.
     pub fn wait_until_parked(&self) {
         let mut inner = self.shared.lock();
-        while !inner.parked && !self.ended() {
+        while !inner.parked {
             inner = self.shared.wait(inner);
         }
     }
 
     /// Hands a job to the parked thread.
     pub fn submit(&self, job: Job) {
-        self.shared.lock().jobs.push_back(job);
+        let mut inner = self.shared.lock();
+        // A job for a dead thread is dropped, and with it the sender of its answer.
+        if !inner.ended {
+            inner.jobs.push_back(job);
+        }
+        drop(inner);
         self.shared.changed.notify_all();
     }
 
@@ -136,10 +145,6 @@ impl Vcpu {
             // An error means that the thread has ended, which is as good.
             drop(kick::kick(thread));
         }
-    }
-
-    fn ended(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 }
 
@@ -204,6 +209,28 @@ where
     answers.into_iter().enumerate().map(collect).collect()
 }
 
+/// Whatever ends a vCPU's thread, nobody waits for it in vain: it counts as parked, its jobs are dropped, and if it
+/// panicked the machine ends.
+struct LastWords {
+    id: u8,
+    shared: Arc<Shared>,
+    exits: Sender<Exit>,
+}
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        let mut inner = self.shared.lock();
+        inner.parked = true;
+        inner.ended = true;
+        inner.jobs.clear();
+        drop(inner);
+        self.shared.changed.notify_all();
+        if thread::panicking() {
+            drop(self.exits.send(Exit::Failed(format!("the thread of vCPU {} panicked", self.id))));
+        }
+    }
+}
+
 /// The thread's side.
 struct Runner {
     id: u8,
@@ -224,8 +251,6 @@ impl Runner {
                 drop(self.exits.send(exit));
             }
         }
-        self.shared.lock().parked = true;
-        self.shared.changed.notify_all();
     }
 
     /// Waits until the guest may run; false when the thread shall end.

@@ -11,6 +11,8 @@
 
 pub mod block;
 mod gate;
+#[cfg(test)]
+mod hostile;
 mod interrupt;
 pub mod mmio;
 pub mod net;

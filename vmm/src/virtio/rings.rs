@@ -72,9 +72,11 @@ impl<'a> Rings<'a> {
         }
     }
 
-    /// Asks the driver to kick when it adds buffers; true when some came in the meantime.
+    /// Asks the driver to kick when it adds buffers; true when some came in the meantime. (An index that lies is not a
+    /// buffer: a caller that loops on this comes to an end.)
     pub fn listen(&mut self, queue: usize) -> bool {
         let Some(ring) = self.queues.get_mut(queue) else { return false };
-        ring.ready() && ring.enable_notification(self.memory).unwrap_or(false)
+        let more = ring.ready() && ring.enable_notification(self.memory).unwrap_or(false);
+        more && self.has_buffer(queue)
     }
 }

@@ -3,8 +3,6 @@
 //! Needs hardware KVM (the lab's will do), root, `ip`, and the guest images under `MASHINES_IMAGES`
 //! (default `/var/lib/mashines-images`). The programs come from `MASHINES_BIN`, or from Cargo.
 
-#![allow(dead_code, reason = "each test program uses a part of it")]
-
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};

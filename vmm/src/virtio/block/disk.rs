@@ -331,7 +331,7 @@ mod tests {
     }
 
     fn contents(disk: &DiskFile) -> Vec<u8> {
-        let mut all = vec![0xee; SIZE as usize];
+        let mut all = vec![0xee; index(SIZE)];
         disk.read(0, &mut all).unwrap();
         all
     }
@@ -379,7 +379,7 @@ mod tests {
     #[test]
     fn a_read_only_disk_refuses_writes() {
         let fixture = fixture(false);
-        std::fs::write(&fixture.spec.path, vec![1; SIZE as usize]).unwrap();
+        std::fs::write(&fixture.spec.path, vec![1; index(SIZE)]).unwrap();
         let disk = DiskFile::open(&DiskSpec { read_only: true, ..fixture.spec.clone() }).unwrap();
         assert!(disk.write(0, &[0; 4096]).is_err());
         assert_eq!(contents(&disk)[0], 1);
@@ -419,23 +419,23 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Write(start, len, byte) => {
-                        let bytes = vec![byte; (len * BLOCK) as usize];
+                        let bytes = vec![byte; index(len * BLOCK)];
                         disk.write(start * BLOCK, &bytes).unwrap();
-                        model[(start * BLOCK) as usize..][..bytes.len()].copy_from_slice(&bytes);
+                        model[index(start * BLOCK)..][..bytes.len()].copy_from_slice(&bytes);
                     }
                     Step::Zero(start, len, unmap) => {
                         disk.write_zeroes(start * BLOCK, len * BLOCK, unmap).unwrap();
-                        model[(start * BLOCK) as usize..][..(len * BLOCK) as usize].fill(0);
+                        model[index(start * BLOCK)..][..index(len * BLOCK)].fill(0);
                     }
                     Step::Discard(start, len) => {
                         disk.discard(start * BLOCK, len * BLOCK).unwrap();
                         if !with_base {
-                            model[(start * BLOCK) as usize..][..(len * BLOCK) as usize].fill(0);
+                            model[index(start * BLOCK)..][..index(len * BLOCK)].fill(0);
                         }
                     }
                     Step::Reopen => {
                         for run in disk.take_dirty() {
-                            let range = run.start as usize..run.end as usize;
+                            let range = index(run.start)..index(run.end);
                             disk.read(run.start, &mut copy[range]).unwrap();
                         }
                         disk = DiskFile::open(&fixture.spec).unwrap();
@@ -444,7 +444,7 @@ mod tests {
                 }
             }
             for run in disk.take_dirty() {
-                let range = run.start as usize..run.end as usize;
+                let range = index(run.start)..index(run.end);
                 disk.read(run.start, &mut copy[range]).unwrap();
             }
             prop_assert_eq!(&contents(&disk), &model);

@@ -21,6 +21,8 @@ const SECTOR: u64 = 512;
 const PIECE: usize = 256 * 1024;
 /// `VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP`.
 const FLAG_UNMAP: u32 = 1;
+/// A request that moves more than this is refused: no driver sends one, and it would keep a pause waiting.
+const LARGEST: usize = 64 << 20;
 /// How many segments one discard or write-zeroes may have; told in the configuration.
 pub const MOST_SEGMENTS: u32 = 16;
 
@@ -85,6 +87,9 @@ fn execute<B: BitmapSlice>(
     reader: &mut Reader<'_, B>,
     writer: &mut Writer<'_, B>,
 ) -> Result<(), Failure> {
+    if reader.available_bytes().max(writer.available_bytes()) > LARGEST {
+        return Err(Failure::Io(io::ErrorKind::InvalidInput.into()));
+    }
     let header: Header = reader.read_obj()?;
     let offset = |sector: Le64| u64::from(sector).checked_mul(SECTOR).ok_or(io::ErrorKind::InvalidInput);
     match u32::from(header.kind) {

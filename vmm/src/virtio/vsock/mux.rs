@@ -97,7 +97,8 @@ impl Mux {
     /// When epoll refuses.
     pub fn attach(&mut self, poll: &Arc<Epoll>) -> Result<()> {
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, FIRST_TOKEN);
-        poll.ctl(ControlOperation::Add, self.listener.as_raw_fd(), event).context("watch the vsock's socket")?;
+        poll.ctl(ControlOperation::Add, self.listener.as_raw_fd(), event)
+            .context("watch the vsock's socket")?;
         self.poll = Some(Arc::clone(poll));
         Ok(())
     }
@@ -362,7 +363,9 @@ impl Mux {
                 end.connection.sent(len);
                 Some(Packet { len, ..self.packet(key, Op::Data, 0) })
             }
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => None,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                None
+            }
             Err(_) => {
                 self.close(key);
                 Some(self.packet(key, Op::Reset, 0))

@@ -89,7 +89,7 @@ impl Packet {
 
     /// Writes a header.
     #[must_use]
-    pub fn to_bytes(&self) -> [u8; HEADER] {
+    pub fn to_bytes(self) -> [u8; HEADER] {
         let code = OPS.iter().find(|(_, op)| *op == self.op).map_or(0, |(code, _)| *code);
         let mut bytes = [0; HEADER];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
