@@ -28,7 +28,7 @@ use super::machine::{DestinationMachine, NetFrame, Section};
 use super::progress::{Progress, lock};
 use super::receive::{Buffers, Streams, Target, name};
 use super::tls::Credentials;
-use super::{Instance, hold, hooks};
+use super::{Instance, handover, hold, hooks};
 use crate::api::{MigrateIn, MigrationStatus, Outcome, Phase};
 
 /// The data streams follow the control connection within this time.
@@ -51,12 +51,14 @@ impl Incoming {
     /// Listens for the one source named.
     ///
     /// # Errors
-    /// When the credentials cannot be read or the address not be listened on. Nothing was started then.
+    /// When this instance was handed over before, the credentials cannot be read or the address not be listened on.
+    /// Nothing was started then.
     pub fn listen(
         machine: Arc<dyn DestinationMachine>,
         request: MigrateIn,
         instance: Instance,
     ) -> Result<Self> {
+        handover::refuse_if_handed_over(&instance.state_dir)?;
         let credentials = Credentials::load(&request.tls)?;
         let (progress, gate) = (Arc::new(Progress::new(&request.migration_id)), Arc::new(Gate::default()));
         let listener =
@@ -429,13 +431,13 @@ impl Destination {
     }
 
     fn run_the_machine(&self, mut session: Session, armory: Armory, mut watch: Stopwatch) -> Result<()> {
+        watch.lap("wait");
         self.progress.enter(Phase::HandedOver);
         // The source's record is what forbids two runners; this one need not be durable before the guest runs.
         if let Err(error) = armory.draft.publish() {
             tracing::error!(error = format!("{error:#}"), "the record of the acceptance was not written");
         }
         self.hold(Phase::HandedOver, &mut session.control)?;
-        watch.lap("wait");
         watch.lap("accept");
         let ran = self.machine.run(session.next_epoch).with_context(|| {
             format!(

@@ -236,6 +236,14 @@ fn a_cancellation_after_the_record_is_refused() {
 }
 
 #[test]
+fn a_directory_with_a_hand_over_record_takes_no_machine_in() {
+    let rig = Rig::new(&Shape::default());
+    std::fs::write(rig.state_dir("b").join(handover::HANDED_OVER), b"unreadable is no excuse").unwrap();
+    let refused = Incoming::listen(rig.destination.clone(), rig.request_in(), rig.instance("b", 4));
+    assert!(refused.is_err());
+}
+
+#[test]
 fn a_record_that_cannot_be_written_resumes_the_source() {
     let rig = Rig::new(&Shape::default());
     std::fs::create_dir(rig.state_dir("a").join(handover::HANDED_OVER)).unwrap();
