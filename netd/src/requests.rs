@@ -1,7 +1,7 @@
 //! What each request does, in which order, and what is undone when a step fails.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::api::{GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, Instance, Phase, Port, Reply, Request};
 use crate::config::{Ingress, Role};
@@ -138,13 +138,16 @@ impl Shell {
 
     /// In a blackout: one rename, one route message an address.
     async fn redirect(&self, change: Change, machine: &str) -> Result<(), String> {
+        let begun = Instant::now();
         let mut core = self.core.lock().await;
+        let locked = begun.elapsed();
         let verdict = self.decide(&core, &change)?;
         self.record(&mut core, machine, verdict)?;
+        let kept = begun.elapsed();
         // The hand-over is a fact whatever the kernel says here: no going back, only trying again.
-        self.settle(&mut core, machine)
-            .await
-            .map_err(|error| format!("redirect {machine}: {error}; it is tried again every second"))
+        let settled = self.settle(&mut core, machine).await;
+        tracing::debug!(machine, ?locked, ?kept, routed = ?begun.elapsed(), "redirected");
+        settled.map_err(|error| format!("redirect {machine}: {error}; it is tried again every second"))
     }
 
     async fn announce(self: &Arc<Self>, at: Instance) -> Result<(), String> {

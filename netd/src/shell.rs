@@ -112,7 +112,11 @@ impl Shell {
     }
 
     /// Sends all actions at once, then waits for the kernel's answers.
-    async fn carry_out(&self, core: &mut Core, owner: &Owner, actions: Vec<Action>) -> Result<(), Error> {
+    async fn carry_out(&self, core: &mut Core, owner: &Owner, mut actions: Vec<Action>) -> Result<(), Error> {
+        // The public address first: it is the one that somebody waits for.
+        actions.sort_by_key(|action| match action {
+            Action::Put(key, _) | Action::Drop(key) => key.prefix.is_ipv4(),
+        });
         let sent = actions.iter().map(|action| async move {
             match action {
                 Action::Put(key, target) => {

@@ -265,6 +265,16 @@ impl Fleet {
         }
     }
 
+    /// Shows what the netds logged; nothing unless RUST_LOG asks for it.
+    pub fn print_logs(&self) {
+        for node in [&self.entry, &self.a, &self.b] {
+            let log = fs::read_to_string(node.config.state_dir.with_extension("log")).unwrap_or_default();
+            if !log.is_empty() {
+                println!("--- netd of {}\n{log}", node.config.host_id);
+            }
+        }
+    }
+
     pub fn write_view(&self) {
         let path = self.dir.path().join("view.json");
         let new = path.with_extension("new");
@@ -438,6 +448,9 @@ fn checksum(from: Ipv6Addr, to: Ipv6Addr, udp: &[u8]) -> u16 {
 /// netd as a process: what [`Node::start`] runs. The view comes from a file that the test replaces.
 pub fn netd_process() {
     let Ok(config) = std::env::var("NETD_CONFIG") else { return };
+    // RUST_LOG says what goes into the file that a failed start shows.
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
     let config: NetdConfig = serde_json::from_str(&config).unwrap();
     let path = PathBuf::from(std::env::var("NETD_VIEW").unwrap());
     let read = |path: &Path| -> NetView { serde_json::from_slice(&fs::read(path).unwrap()).unwrap() };
