@@ -10,6 +10,7 @@ use mashines_fleet::id::{AccountId, HostId};
 use mashines_fleet::join::{JoinError, join as join_fleet};
 use mashines_fleet::pki::Identity;
 use mashines_fleet::replica::{ReplicaConfig, follow};
+use netd::config::Underlay;
 use tokio::sync::watch;
 
 use crate::config::{Config, Role, own_url};
@@ -59,8 +60,18 @@ pub async fn join(config: &Config, url: &str, token: &str) -> Result<()> {
     }
     private_dir(&config.state_dir)?;
     let identity = join_fleet(url, token, &config.id).await?;
-    identity.save(&dir)?;
+    save_member(config, &identity)?;
     write(&config.joined_file(), &format!("{url}\n"))
+}
+
+/// The certificate, and the WireGuard key: made now, so that the roles' processes never race to make it.
+fn save_member(config: &Config, identity: &Identity) -> Result<()> {
+    identity.save(&config.identity_dir())?;
+    let netd = config.netd(None)?;
+    if netd.underlay == Underlay::Wireguard {
+        netd::wireguard_public_key(&netd).context("make the WireGuard key of this box")?;
+    }
+    Ok(())
 }
 
 /// Runs control for as long as this box needs to join it.
@@ -91,10 +102,7 @@ async fn join_own(config: &Config, control: &mashines_control::Config, identity:
     stop.send_replace(true);
     following.abort();
     match (joined, serving.await) {
-        (Ok(Ok(identity)), _) => {
-            identity.save(&config.identity_dir())?;
-            Ok(())
-        }
+        (Ok(Ok(identity)), _) => save_member(config, &identity),
         (_, Ok(Err(e))) => Err(e.context("control did not serve")),
         (Ok(Err(e)), _) => Err(e.into()),
         (Err(_), _) => bail!("control at {url} did not let this box join within {OWN_CONTROL_PATIENCE:?}"),

@@ -1,5 +1,8 @@
 //! A machine's life on one host, with a monitor that has no machine.
 
+// Helpers of tests: a failed unwrap is a failed test.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod support;
 
 use mashines_fleet::host_api::{ErrorCode, LocalState, RunMachine};

@@ -1,5 +1,8 @@
 //! Both sides of a move, with monitors that have no machine.
 
+// Helpers of tests: a failed unwrap is a failed test.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod support;
 
 use std::path::Path;

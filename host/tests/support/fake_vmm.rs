@@ -6,6 +6,9 @@
 //! - `hold-PHASE` in its state directory: wait there, as the real one does;
 //! - `die-at-start` on the kernel's command line: fail as a bad kernel would.
 
+// Helpers of tests: a failed unwrap is a failed test.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
