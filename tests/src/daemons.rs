@@ -54,7 +54,7 @@ pub const ROLES: [(Place, Role); 7] = [
     (Place::B, Role::Host),
 ];
 
-/// A fleet.
+/// A fleet. It ends with this value, unless it was left ([`Fleet::leave`]) or `MASHINES_KEEP` is set, to look at a failure.
 pub struct Fleet {
     /// Its namespaces.
     pub topology: Topology,
@@ -259,7 +259,7 @@ impl Fleet {
 
 impl Drop for Fleet {
     fn drop(&mut self) {
-        if self.keep {
+        if self.keep || std::env::var_os("MASHINES_KEEP").is_some() {
             return;
         }
         for child in self.daemons.values_mut() {

@@ -104,8 +104,8 @@ impl Topology {
             ip(&["netns", "add", &ns])?;
             self.ip(place, &["link", "set", "lo", "up"])?;
         }
-        self.ip(Place::Switch, &["link", "add", "br", "type", "bridge"])?;
-        self.ip(Place::Switch, &["link", "set", "br", "up"])?;
+        self.ip(Place::Switch, &["link", "add", "name", "bridge0", "type", "bridge"])?;
+        self.ip(Place::Switch, &["link", "set", "dev", "bridge0", "up"])?;
         for place in [Place::Control, Place::Entry, Place::A, Place::B] {
             self.wire_to_switch(place)?;
         }
@@ -120,7 +120,7 @@ impl Topology {
         let port = format!("p-{}", place.name());
         let (switch, ns) = (self.ns(Place::Switch), self.ns(place));
         ip(&["link", "add", &port, "netns", &switch, "type", "veth", "peer", "name", "under", "netns", &ns])?;
-        self.ip(Place::Switch, &["link", "set", &port, "master", "br", "up"])?;
+        self.ip(Place::Switch, &["link", "set", &port, "master", "bridge0", "up"])?;
         let address = format!("{}/64", place.underlay());
         self.ip(place, &["addr", "add", &address, "dev", "under", "nodad"])?;
         self.ip(place, &["link", "set", "under", "up", "txqueuelen", "4000"])?;

@@ -57,11 +57,11 @@ pub struct Qemu {
 /// Gives both hosts a bridge with a tap on the way to the switch, and the client an address on the segment.
 pub fn wire(topology: &Topology, client_address: &str, guest_address: &str) -> Result<()> {
     for place in [Place::A, Place::B] {
-        topology.ip(place, &["link", "add", "br", "type", "bridge"])?;
-        topology.ip(place, &["link", "set", "br", "up"])?;
+        topology.ip(place, &["link", "add", "name", "bridge0", "type", "bridge"])?;
+        topology.ip(place, &["link", "set", "dev", "bridge0", "up"])?;
         topology.ip(place, &["tuntap", "add", "tap0", "mode", "tap", "vnet_hdr"])?;
-        topology.ip(place, &["link", "set", "tap0", "master", "br", "up", "txqueuelen", "4096"])?;
-        topology.ip(place, &["link", "set", "under", "master", "br"])?;
+        topology.ip(place, &["link", "set", "tap0", "master", "bridge0", "up", "txqueuelen", "4096"])?;
+        topology.ip(place, &["link", "set", "under", "master", "bridge0"])?;
     }
     // The client joins the segment by the wire that control has in the fleet's topology.
     let client = Place::Control;

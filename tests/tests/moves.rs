@@ -185,7 +185,7 @@ impl Load {
 fn disks_are_clean(fleet: &Fleet, machine: &api::Machine) -> Result<()> {
     let place = fleet.place_of(SLUG)?;
     let _: serde_json::Value = fleet.ask(&["stop", SLUG, "--wait"])?;
-    let state = fleet.state(place);
+    let state = fleet.state(place).join("host");
     let volume = machine.config.mounts.first().context("the machine has no volume")?;
     disk::fsck(&state.join(format!("volumes/{}.img", volume.volume)))?;
     let base = format!("/var/lib/mashines-images/{}/rootfs.img", machine.config.image);
@@ -193,7 +193,7 @@ fn disks_are_clean(fleet: &Fleet, machine: &api::Machine) -> Result<()> {
     let whole = state.join("flat.img");
     disk::flatten(base.as_ref(), &overlay, &whole)?;
     disk::fsck(&whole)?;
-    let peer = fleet.state(place.peer());
+    let peer = fleet.state(place.peer()).join("host");
     ensure!(
         !peer.join(format!("machines/{}", machine.id)).exists(),
         "the other host still has files of the machine"

@@ -34,7 +34,7 @@ fn traces(fleet: &Fleet) -> Result<Traces> {
         ]))?;
         traces.routes += routes.lines().count();
         for dir in ["machines", "volumes"] {
-            let Ok(entries) = std::fs::read_dir(fleet.state(place).join(dir)) else { continue };
+            let Ok(entries) = std::fs::read_dir(fleet.state(place).join("host").join(dir)) else { continue };
             for entry in entries {
                 traces.files.push(format!("{}/{dir}/{}", place.name(), entry?.file_name().to_string_lossy()));
             }

@@ -8,6 +8,7 @@ use tracing::{error, info};
 
 use crate::api::{MachineSpec, State};
 use crate::control;
+use crate::migrate::handover;
 use crate::power::Exit;
 use crate::snapshot;
 use crate::vm::Vm;
@@ -69,6 +70,7 @@ impl Ending {
 /// When it could not be built or booted. Nothing of it runs then.
 pub fn run(options: &Options) -> Result<Ending> {
     let spec = read_spec(&options.spec)?;
+    handover::refuse_if_handed_over(&spec.state_dir)?;
     let machine = spec.machine_id.clone();
     let (vm, exits) = Vm::new(spec).with_context(|| format!("make machine {machine}"))?;
     let vm = Arc::new(vm);

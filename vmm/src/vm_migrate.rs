@@ -27,12 +27,17 @@ impl Vm {
     fn description(&self) -> Description {
         let disks = self.disks.iter().map(|disk| describe_disk(disk)).collect();
         let memory = self.ram.iter().map(|region| (region.start_addr().raw_value(), region.len())).collect();
+        // The table is behind a lock: taken once, given back before anything else is asked.
+        let (vendor, cpuid) = {
+            let table = self.cpuid();
+            (table.vendor(), table.to_description())
+        };
         Description {
             machine_id: self.spec.machine_id.clone(),
             vcpus: self.spec.vcpus,
             cpu: CpuDescription {
-                vendor: self.cpuid().vendor(),
-                cpuid: self.cpuid().to_description(),
+                vendor,
+                cpuid,
                 msrs: self.shape.msrs.clone(),
                 tsc_khz: self.tsc_khz,
             },
