@@ -22,6 +22,7 @@ pub mod run;
 mod sections;
 mod serial;
 mod snapshot;
+mod urgent;
 mod virtio;
 mod vm;
 mod vm_migrate;

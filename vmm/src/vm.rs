@@ -153,10 +153,14 @@ impl Vm {
     pub(crate) fn start_all(&self) {
         self.bus.power.lock().unwrap_or_else(PoisonError::into_inner).drive_sci();
         for device in &self.bus.virtio {
-            device.resume();
+            device.open();
         }
         for vcpu in self.vcpus.iter() {
             vcpu.run();
+        }
+        // Only now: the guest need not wait while the devices look at what they missed.
+        for device in &self.bus.virtio {
+            device.catch_up();
         }
     }
 

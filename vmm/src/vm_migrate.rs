@@ -20,6 +20,7 @@ use crate::migrate::machine::{
 };
 use crate::num::index;
 use crate::power::Exit;
+use crate::urgent;
 use crate::virtio::block::DiskFile;
 use crate::vm::Vm;
 
@@ -35,12 +36,7 @@ impl Vm {
         Description {
             machine_id: self.spec.machine_id.clone(),
             vcpus: self.spec.vcpus,
-            cpu: CpuDescription {
-                vendor,
-                cpuid,
-                msrs: self.shape.msrs.clone(),
-                tsc_khz: self.tsc_khz,
-            },
+            cpu: CpuDescription { vendor, cpuid, msrs: self.shape.msrs.clone(), tsc_khz: self.tsc_khz },
             memory,
             devices: self.device_descriptions(),
             disks,
@@ -189,6 +185,7 @@ impl DestinationMachine for Vm {
     }
 
     fn run(&self, epoch: u64) -> Result<Vec<(String, u64)>> {
+        urgent::current_thread();
         let mut spans = Vec::new();
         let mut since = Instant::now();
         let mut span = |name: &str| {

@@ -150,12 +150,16 @@ impl MmioTransport {
         drop(self.core());
     }
 
-    /// Lets the device go on. Buffers that came and interrupts that were lost in between are made up for.
-    pub fn resume(&self) {
+    /// Lets the device go on. [`MmioTransport::catch_up`] follows.
+    pub fn open(&self) {
+        self.gate.open();
+    }
+
+    /// Makes up for buffers that came and interrupts that were lost while the gate was closed.
+    pub fn catch_up(&self) {
         if self.core().active {
             self.interrupt.raise(USED_BUFFER);
         }
-        self.gate.open();
         self.wake();
     }
 
