@@ -27,3 +27,14 @@ need_toolchain() {
     command -v cargo >/dev/null || die "cargo is missing: install the Rust toolchain that Cargo.toml names in rust-version (rustup does), then run this again"
     need_packages cc=gcc
 }
+
+# Puts the programs, without debug information, where the lab starts them fast; prints that directory as the lab sees it.
+programs_into_lab() {
+    local program bin=.lab/bin
+    mkdir -p "$bin"
+    for program in mashinesd mashines mashines-vmm mashines-demo mashines-bench mashines-echo; do
+        [[ "$bin/$program" -nt target/release/$program ]] || strip -o "$bin/$program" "target/release/$program"
+    done
+    scripts/lab run sh -c 'mkdir -p /opt/mashines && cp -u --remove-destination .lab/bin/* /opt/mashines/'
+    echo /opt/mashines
+}

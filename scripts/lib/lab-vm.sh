@@ -124,7 +124,9 @@ lab_run() {
 }
 
 lab_shell() {
-    lab_ssh -t 'cd /src && exec bash -l'
+    local quoted='bash -l'
+    if (($#)); then printf -v quoted '%q ' "$@"; fi
+    lab_ssh -t "cd /src && exec $quoted"
 }
 
 lab_down() {

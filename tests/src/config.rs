@@ -23,7 +23,7 @@ pub fn toml(place: Place, state: &Path, bin: &Path) -> String {
         state.display(),
         place.underlay()
     );
-    let netd = "[netd]\nunderlay = \"wireguard\"\n";
+    let netd = "[netd]\nunderlay = \"plain\"\n";
     let own = match place {
         Place::Control => control(place),
         Place::Entry => entry() + netd,

@@ -150,9 +150,12 @@ impl Fleet {
 
     fn login(&self, token: &str) -> Result<()> {
         let ca = self.state(Place::Control).join("pki/control/ca.pem");
-        let mut login = self.cli_command();
-        login.args(["login", "--api", &api_url(), "--token", "-", "--ca"]).arg(ca);
-        run_with_input(&mut login, token.as_bytes()).map(drop)
+        // Everything starts at once on an emulated CPU: the first attempts may find nobody at home.
+        wait_for("the login", Duration::from_secs(60), Duration::from_millis(300), || {
+            let mut login = self.cli_command();
+            login.args(["login", "--api", &api_url(), "--token", "-", "--ca"]).arg(&ca);
+            run_with_input(&mut login, token.as_bytes()).map(drop)
+        })
     }
 
     fn wait_for_hosts(&self) -> Result<()> {

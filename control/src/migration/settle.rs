@@ -1,6 +1,6 @@
 //! The transactions that end a move, or turn it: machine, volumes and migration change together or not at all.
 
-use mashines_fleet::host_api::LocalMigration;
+use mashines_fleet::host_api::{LocalMigration, Side};
 use mashines_fleet::id::MigrationId;
 use mashines_fleet::key::Key;
 use mashines_fleet::record::{Machine, MachineState, Migration, MigrationStep, Place, Volume};
@@ -29,9 +29,11 @@ pub async fn step(control: &Control, id: &MigrationId, to: MigrationStep) -> Res
 /// Keeps what the monitors say, for people who watch.
 pub async fn progress(control: &Control, id: &MigrationId, said: &LocalMigration) -> Result<()> {
     let known = control.view().migrations.get(id).cloned();
+    // The record keeps the source's figures: the blackout is measured there.
+    let figures = said.figures.as_ref().filter(|_| said.side == Side::Source);
     let same = known.is_none_or(|known| {
         (said.phase.is_none() || known.phase == said.phase)
-            && (said.figures.is_none() || known.figures == said.figures)
+            && (figures.is_none() || known.figures.as_ref() == figures)
     });
     if same {
         return Ok(());
@@ -41,8 +43,8 @@ pub async fn progress(control: &Control, id: &MigrationId, said: &LocalMigration
         if said.phase.is_some() {
             migration.phase.clone_from(&said.phase);
         }
-        if said.figures.is_some() {
-            migration.figures.clone_from(&said.figures);
+        if let Some(figures) = figures {
+            migration.figures = Some(figures.clone());
         }
         migration.updated_at = now();
         Ok(true)

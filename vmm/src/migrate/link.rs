@@ -15,9 +15,9 @@ use super::gate::Gate;
 use super::tls::Credentials;
 
 /// For the TCP connection.
-const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT: Duration = Duration::from_secs(15);
 /// For the whole TLS handshake.
-const TLS: Duration = Duration::from_secs(5);
+const TLS: Duration = Duration::from_secs(15);
 /// While the guest runs, silence this long means that the peer is gone.
 pub const PATIENT: Duration = Duration::from_secs(20);
 /// While the guest stands still, this long.

@@ -22,7 +22,7 @@ use super::tls::Credentials;
 /// Connections whose handshake is under way.
 const MOST: usize = 32;
 /// For the `Hello` after TLS.
-const HELLO: Duration = Duration::from_secs(5);
+const HELLO: Duration = Duration::from_secs(15);
 const LOOK: Duration = Duration::from_millis(3);
 
 /// Accepts until dropped.
