@@ -61,7 +61,10 @@ pub fn wire(topology: &Topology, client_address: &str, guest_address: &str) -> R
         topology.ip(place, &["link", "set", "dev", "bridge0", "up"])?;
         topology.ip(place, &["tuntap", "add", "tap0", "mode", "tap", "vnet_hdr"])?;
         topology.ip(place, &["link", "set", "tap0", "master", "bridge0", "up", "txqueuelen", "4096"])?;
+        topology.ip(place, &["addr", "flush", "dev", "under"])?;
         topology.ip(place, &["link", "set", "under", "master", "bridge0"])?;
+        let address = format!("{}/64", place.underlay());
+        topology.ip(place, &["addr", "add", &address, "dev", "bridge0", "nodad"])?;
     }
     // The client joins the segment by the wire that control has in the fleet's topology.
     let client = Place::Control;
