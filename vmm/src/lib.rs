@@ -17,7 +17,6 @@ pub mod migrate;
 mod migrations;
 mod num;
 mod power;
-pub mod probe;
 pub mod run;
 mod sections;
 mod serial;
