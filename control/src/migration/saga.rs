@@ -18,7 +18,7 @@ use crate::records::Private;
 use crate::time::now;
 
 /// Between two looks.
-const POLL: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_millis(150);
 /// Between two looks while nobody answers, or an action failed.
 const SLOW: Duration = Duration::from_secs(1);
 /// A host answers questions at once.

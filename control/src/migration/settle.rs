@@ -1,6 +1,6 @@
 //! The transactions that end a move, or turn it: machine, volumes and migration change together or not at all.
 
-use mashines_fleet::host_api::{LocalMigration, Side};
+use mashines_fleet::host_api::{LocalMigration, LocalMigrationState, Side};
 use mashines_fleet::id::MigrationId;
 use mashines_fleet::key::Key;
 use mashines_fleet::record::{Machine, MachineState, Migration, MigrationStep, Place, Volume};
@@ -11,6 +11,9 @@ use crate::failure::{Failure, Result};
 use crate::lifecycle::{event, restart_or_stop};
 use crate::records::{Private, retrying};
 use crate::time::now;
+
+/// How often the figures of a move under way are written.
+const FIGURES_EVERY_MS: u64 = 1000;
 
 /// Writes the next step of a move whose machine stays as it is.
 pub async fn step(control: &Control, id: &MigrationId, to: MigrationStep) -> Result<()> {
@@ -32,8 +35,12 @@ pub async fn progress(control: &Control, id: &MigrationId, said: &LocalMigration
     // The record keeps the source's figures: the blackout is measured there.
     let figures = said.figures.as_ref().filter(|_| said.side == Side::Source);
     let same = known.is_none_or(|known| {
+        // Every change goes to every replica, so figures that only grow are written now and then.
+        let recent = said.state == LocalMigrationState::Active
+            && known.figures.is_some()
+            && now() < known.updated_at.saturating_add(FIGURES_EVERY_MS);
         (said.phase.is_none() || known.phase == said.phase)
-            && (figures.is_none() || known.figures.as_ref() == figures)
+            && (figures.is_none() || recent || known.figures.as_ref() == figures)
     });
     if same {
         return Ok(());
