@@ -170,10 +170,13 @@ impl Host {
         if next == now {
             return Ok(Some(now));
         }
-        // Progress within one state is worth no write to the disk: it is asked for anew after a restart.
+        // Progress within one state is worth no write to the disk: it is asked for anew after a restart. And figures that grew
+        // are no news for control, which asks for them as often as it likes.
         if next.state == now.state && next.settled == now.settled {
             self.moves().insert(id, next.clone());
-            self.changed();
+            if next.phase != now.phase {
+                self.changed();
+            }
         } else {
             self.put_move(next.clone()).await?;
         }

@@ -129,7 +129,8 @@ impl Qemu {
         let done = loop {
             let status = self.qmp.ask("query-migrate", json!({}))?;
             match status.get("status").and_then(Value::as_str) {
-                Some("completed") => break status,
+                // Without figures it is still the word of the migration by which this guest came.
+                Some("completed") if status.get("downtime").is_some() => break status,
                 Some("failed" | "cancelled") => bail!("QEMU's migration failed: {status}"),
                 _ if begun.elapsed() > timeout => bail!("QEMU's migration did not end: {status}"),
                 _ => std::thread::sleep(Duration::from_millis(20)),

@@ -80,7 +80,7 @@ fn open(topology: Topology, from: Place, to: SocketAddr) -> Result<UdpSocket> {
         topology.enter(from)?;
         let any: SocketAddr = if to.is_ipv6() { ([0; 8], 0).into() } else { ([0; 4], 0).into() };
         let socket = UdpSocket::bind(any)?;
-        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBuf, &(4 << 20))?;
+        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(16 << 20))?;
         socket.connect(to).with_context(|| format!("cannot send to {to}"))?;
         Ok(socket)
     });

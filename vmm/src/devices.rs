@@ -12,8 +12,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::acpi::MmioDevice;
 use crate::layout;
 use crate::memory::GuestRam;
-use crate::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
-use crate::virtio::{Interrupt, VirtioDevice};
+use crate::virtio::mmio::{INTERRUPT_ACK, MmioTransport, QUEUE_NOTIFY};
+use crate::virtio::{Interrupt, USED_BUFFER, VirtioDevice};
 
 /// Places devices one after the other.
 pub struct Shelf<'a> {
@@ -44,7 +44,13 @@ impl<'a> Shelf<'a> {
         })?;
         let address = layout::VIRTIO_BASE + layout::VIRTIO_WINDOW * index as u64;
         let line = irqfd(self.vm, gsi).with_context(|| format!("interrupt line of {name}"))?;
-        let transport = MmioTransport::new(name.to_owned(), device, Interrupt::new(line), self.ram.clone())?;
+        let acknowledgement = eventfd()?;
+        let interrupt = Interrupt::new(line, acknowledgement);
+        let transport = MmioTransport::new(name.to_owned(), device, interrupt, self.ram.clone())?;
+        let acknowledge = IoEventAddress::Mmio(address + INTERRUPT_ACK);
+        self.vm
+            .register_ioevent(transport.interrupt().acknowledgement(), &acknowledge, USED_BUFFER)
+            .with_context(|| format!("KVM_IOEVENTFD for the acknowledgements of {name}"))?;
         for (queue, kick) in (0u32..).zip(transport.kicks()) {
             self.vm
                 .register_ioevent(kick, &IoEventAddress::Mmio(address + QUEUE_NOTIFY), queue)
@@ -69,7 +75,11 @@ impl<'a> Shelf<'a> {
 /// # Errors
 /// When KVM refuses it.
 pub fn irqfd(vm: &VmFd, gsi: u32) -> Result<EventFd> {
-    let line = EventFd::new(EFD_NONBLOCK).context("make an eventfd")?;
+    let line = eventfd()?;
     vm.register_irqfd(&line, gsi).with_context(|| format!("KVM_IRQFD for line {gsi}"))?;
     Ok(line)
+}
+
+fn eventfd() -> Result<EventFd> {
+    EventFd::new(EFD_NONBLOCK).context("make an eventfd")
 }

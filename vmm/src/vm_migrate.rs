@@ -20,7 +20,6 @@ use crate::migrate::machine::{
 };
 use crate::num::index;
 use crate::power::Exit;
-use crate::urgent;
 use crate::virtio::block::DiskFile;
 use crate::vm::Vm;
 
@@ -185,7 +184,6 @@ impl DestinationMachine for Vm {
     }
 
     fn run(&self, epoch: u64) -> Result<Vec<(String, u64)>> {
-        urgent::current_thread();
         let mut spans = Vec::new();
         let mut since = Instant::now();
         let mut span = |name: &str| {

@@ -15,7 +15,7 @@ use crate::progress::Progress;
 use crate::text;
 
 /// Between two looks.
-const PERIOD: Duration = Duration::from_millis(150);
+const PERIOD: Duration = Duration::from_millis(300);
 
 /// How long a move may take when nobody says.
 const PATIENCE: Duration = Duration::from_secs(600);

@@ -18,7 +18,9 @@ use crate::records::Private;
 use crate::time::now;
 
 /// Between two looks.
-const POLL: Duration = Duration::from_millis(150);
+const POLL: Duration = Duration::from_millis(100);
+/// Between two looks while memory is copied, which takes seconds: a look costs both hosts and control some CPU.
+const COPYING: Duration = Duration::from_millis(500);
 /// Between two looks while nobody answers, or an action failed.
 const SLOW: Duration = Duration::from_secs(1);
 /// A host answers questions at once.
@@ -73,6 +75,8 @@ struct Heard {
     destination: Destination,
     /// The first error that a side told, the source's before the destination's.
     error: Option<String>,
+    /// The machine runs at the source, and its memory is on its way.
+    copying: bool,
 }
 
 impl Saga {
@@ -106,7 +110,9 @@ impl Saga {
             }
         }
         let error = [&source, &destination].into_iter().find_map(Answer::error);
+        let copying = matches!(&source, Answer::Says(said) if said.phase.as_deref() == Some("pre-copy"));
         Ok(Heard {
+            copying,
             source: match source {
                 Answer::Says(said) => said.state.into(),
                 Answer::Silent => Source::Silent,
@@ -159,6 +165,7 @@ impl Saga {
         match action {
             Next::Prepare => self.prepare(migration).await,
             Next::Send => self.send(migration, terms).await,
+            Next::Wait if heard.copying => Ok(Turn::After(COPYING)),
             Next::Wait => Ok(Turn::After(POLL)),
             Next::Doubt => {
                 settle::step(&self.control, &self.id, MigrationStep::Doubtful).await?;

@@ -4,13 +4,20 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, TcpStream, UdpSocket};
 
 use anyhow::{Context, Result};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 
 use crate::log;
+
+/// Bytes of datagrams that may wait.
+const ROOM: usize = 16 << 20;
 
 /// Sends each datagram back to its sender.
 pub fn start_udp(port: u16) -> Result<()> {
     let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))
         .with_context(|| format!("listening on UDP port {port}"))?;
+    // What the network delivered is not to be lost here, however late the echo gets its turn.
+    setsockopt(&socket, RcvBufForce, &ROOM).with_context(|| format!("room for UDP port {port}"))?;
     super::spawn(format!("udp-{port}"), move || {
         let mut datagram = [0; 65536];
         loop {

@@ -6,7 +6,7 @@ use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 fn main() -> anyhow::Result<()> {
     let port: u16 = std::env::args().nth(1).unwrap_or_default().parse()?;
     let udp = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))?;
-    nix::sys::socket::setsockopt(&udp, nix::sys::socket::sockopt::RcvBuf, &(4 << 20))?;
+    nix::sys::socket::setsockopt(&udp, nix::sys::socket::sockopt::RcvBufForce, &(16 << 20))?;
     let tcp = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?;
     std::thread::spawn(move || {
         for stream in tcp.incoming().flatten() {

@@ -30,6 +30,7 @@ use super::receive::{Buffers, Streams, Target, name};
 use super::tls::Credentials;
 use super::{Instance, handover, hold, hooks};
 use crate::api::{MigrateIn, MigrationStatus, Outcome, Phase};
+use crate::priority;
 
 /// The data streams follow the control connection within this time.
 const GATHER: Duration = Duration::from_secs(5);
@@ -351,6 +352,7 @@ impl Destination {
                 (Message::Pausing, None) => {
                     self.progress.enter(Phase::StopAndCopy);
                     self.hold(Phase::StopAndCopy, control)?;
+                    priority::urgent();
                     control.patience(URGENT)?;
                     stopped = Some(Stopped::new(activate.take().map(Armed::fire)));
                     *activated = true;

@@ -48,6 +48,7 @@ mod progress;
 mod ram;
 mod receive;
 mod region;
+mod resident;
 mod send;
 mod source;
 #[cfg(test)]

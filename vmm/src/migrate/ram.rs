@@ -73,8 +73,8 @@ fn entries(regions: &[RamRegion], runs: &[PageRun]) -> Result<Vec<(PageRun, Entr
     for run in runs {
         let region = region(regions, run)?;
         let base = region.guest_address() / PAGE_SIZE as u64;
-        for page in run.page..run.page + run.count {
-            let zero = region.is_zero(page)?;
+        for (page, may_hold) in (run.page..).zip(region.may_hold(run.page, run.count)?) {
+            let zero = !may_hold || region.is_zero(page)?;
             let first = base + page as u64;
             match entries.last_mut() {
                 Some((run, entry)) if entry.zero == zero && entry.first + u64::from(entry.count) == first => {

@@ -15,6 +15,7 @@ use super::link::Link;
 use super::machine::{DiskSide, RamRegion};
 use super::progress::lock;
 use super::{disk, ram};
+use crate::priority;
 
 /// Where pages and blocks go.
 pub struct Target {
@@ -187,6 +188,7 @@ impl Streams {
 }
 
 fn work(stream: usize, link: &mut Link, target: &Target, arrived: &(Mutex<Arrived>, Condvar)) -> Result<()> {
+    priority::background();
     let mut buffers = Buffers::default();
     // Between rounds a data stream is silent as long as the control connection lives; that one has the bound.
     link.socket().set_read_timeout(None)?;

@@ -9,12 +9,14 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+
+use super::resident;
 
 /// The unit of the dirty log and of transfer, in bytes.
 pub const PAGE_SIZE: usize = 4096;
 
-/// One contiguous piece of guest RAM.
+/// One contiguous piece of guest RAM, a private anonymous mapping.
 #[derive(Clone)]
 pub struct RamRegion {
     guest_address: u64,
@@ -132,14 +134,22 @@ impl RamRegion {
         Ok(true)
     }
 
+    /// For each page whether it may hold anything but zeros, told without touching it.
+    ///
+    /// # Errors
+    /// When they lie outside the region.
+    pub fn may_hold(&self, page: usize, pages: usize) -> Result<Vec<bool>> {
+        let first = NonNull::new(self.at(page, pages)?).context("guest RAM mapped at address 0")?;
+        Ok(resident::may_hold(first, pages))
+    }
+
     /// Makes pages zero. Pages that read as zero already are left alone, so that untouched memory stays unallocated.
     ///
     /// # Errors
     /// When they lie outside the region.
     pub fn zero_pages(&self, page: usize, pages: usize) -> Result<()> {
-        self.at(page, pages)?;
-        for page in page..page + pages {
-            if !self.is_zero(page)? {
+        for (page, may_hold) in (page..).zip(self.may_hold(page, pages)?) {
+            if may_hold && !self.is_zero(page)? {
                 let to = self.at(page, 1)?;
                 // SAFETY: one page within the region, as `at` checked.
                 unsafe { std::ptr::write_bytes(to, 0, PAGE_SIZE) };

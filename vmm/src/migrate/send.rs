@@ -17,6 +17,7 @@ use super::machine::{DiskSide, RamRegion};
 use super::packing::Chooser;
 use super::region::PageRun;
 use super::{disk, ram};
+use crate::priority;
 
 /// What one frame carries.
 #[derive(Clone, Debug)]
@@ -182,6 +183,7 @@ fn work(
     jobs: &Receiver<Arc<Round>>,
     report: &Sender<Done>,
 ) {
+    priority::background();
     while let Ok(round) = jobs.recv() {
         let result = send(&mut link, material, &round);
         let failed = result.is_err();

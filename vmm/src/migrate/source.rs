@@ -33,6 +33,7 @@ use super::send::{Batch, Material, Pool, Tally};
 use super::tls::Credentials;
 use super::{Instance, hold, hooks};
 use crate::api::{MigrateOut, MigrationStatus, Outcome, Phase};
+use crate::priority;
 
 /// What fits the last delta into one write on the control connection; more is spread over the data streams.
 const INLINE_BYTES: u64 = 4 << 20;
@@ -81,7 +82,10 @@ impl Outgoing {
             progress: Arc::clone(&progress),
             gate: Arc::clone(&gate),
         };
-        let run = move || source.run();
+        let run = move || {
+            priority::background();
+            source.run();
+        };
         let thread = std::thread::Builder::new().name("migrate-out".into()).spawn(run)?;
         Ok(Self { progress, gate, thread })
     }
@@ -360,6 +364,7 @@ impl Source {
         let machine = &self.machine;
         streams.control.patience(URGENT)?;
         streams.control.send(&Message::Pausing)?;
+        priority::urgent();
         let mut watch = Stopwatch::default();
         stage.paused = true;
         machine.pause().context("pausing the machine")?;

@@ -64,11 +64,15 @@ fn place(ram: &GuestRam, number: u64, ring: &Ring) -> Queue {
     queue
 }
 
+fn eventfd() -> EventFd {
+    EventFd::new(libc::EFD_NONBLOCK).unwrap()
+}
+
 fn drive(device: &mut dyn VirtioDevice, rings: &[Ring], bytes: &[u8]) {
     let ram = memory::map(32).unwrap();
     ram.write_slice(bytes, GuestAddress(BUFFERS)).unwrap();
     let mut queues: Vec<_> = (0u64..).zip(rings).map(|(number, ring)| place(&ram, number, ring)).collect();
-    let (gate, interrupt) = (Gate::default(), Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()));
+    let (gate, interrupt) = (Gate::default(), Interrupt::new(eventfd(), eventfd()));
     gate.open();
     let start = Instant::now();
     for wake in [Wake::All, Wake::Queue(0), Wake::Queue(1), Wake::Queue(9)] {
@@ -117,7 +121,7 @@ proptest! {
     fn frames_meet_receive_buffers_that_lie(ring in ring(), mergeable in any::<bool>(), length in 12usize..70000) {
         let ram = memory::map(32).unwrap();
         let mut queues = [place(&ram, 0, &ring)];
-        let (gate, interrupt) = (Gate::default(), Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()));
+        let (gate, interrupt) = (Gate::default(), Interrupt::new(eventfd(), eventfd()));
         gate.open();
         let mut rings = Rings::new(&mut queues, &ram, &interrupt, &gate);
         for _ in 0..4 {

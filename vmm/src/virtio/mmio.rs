@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tracing::{debug, warn};
@@ -30,6 +31,9 @@ const STATUS_NEEDS_RESET: u32 = 0x40;
 const CONFIG_SPACE: u64 = 0x100;
 /// The notification register, where ioeventfds listen.
 pub const QUEUE_NOTIFY: u64 = 0x50;
+/// The register of interrupts' acknowledgement, where an ioeventfd listens for used buffers alone.
+pub const INTERRUPT_ACK: u64 = 0x64;
+const INTERRUPT_STATUS: u64 = 0x60;
 
 /// The registers that the driver writes and a save carries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -123,7 +127,9 @@ impl MmioTransport {
         &self.gate
     }
 
-    pub(super) fn interrupt(&self) -> &Interrupt {
+    /// Its interrupt.
+    #[must_use]
+    pub fn interrupt(&self) -> &Interrupt {
         &self.interrupt
     }
 
@@ -163,12 +169,12 @@ impl MmioTransport {
         self.wake();
     }
 
-    /// The device's thread works off one event.
-    pub(super) fn work(&self, wake: Wake) {
+    /// The device's thread works off one event. How long it may wait for the next one before [`Wake::Late`].
+    pub(super) fn work(&self, wake: Wake) -> Option<Duration> {
         let mut core = self.core();
         // The gate may have closed between the event and the lock.
         if self.gate.is_closed() || !core.active {
-            return;
+            return None;
         }
         let Core { queues, device, .. } = &mut *core;
         let mut rings = Rings::new(queues, &self.memory, &self.interrupt, &self.gate);
@@ -177,6 +183,7 @@ impl MmioTransport {
             core.registers.config_generation = core.registers.config_generation.wrapping_add(1);
             self.interrupt.raise(CONFIG_CHANGE);
         }
+        core.device.later()
     }
 
     /// A vCPU reads its window.
@@ -192,8 +199,8 @@ impl MmioTransport {
     }
 
     fn read_register(&self, offset: u64) -> u32 {
-        if offset == 0x60 {
-            return self.interrupt.status();
+        if offset == INTERRUPT_STATUS {
+            return self.interrupt.read();
         }
         let core = self.core();
         match offset {
@@ -226,7 +233,7 @@ impl MmioTransport {
                     drop(kick.write(1));
                 }
             }
-            0x64 => self.interrupt.acknowledge(value),
+            INTERRUPT_ACK => self.interrupt.acknowledge(value),
             0x70 => self.write_status(value),
             _ => self.core().write_register(offset, value),
         }

@@ -23,12 +23,13 @@ pub mod vsock;
 mod worker;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use vmm_sys_util::epoll::Epoll;
 
 pub use gate::Gate;
-pub use interrupt::Interrupt;
+pub use interrupt::{Interrupt, USED_BUFFER};
 pub use persist::VERSION as STATE_VERSION;
 pub use rings::Rings;
 pub use worker::start as start_worker;
@@ -50,6 +51,8 @@ pub enum Wake {
     Queue(usize),
     /// A descriptor that the device registered with epoll is ready.
     Source(u64),
+    /// The time that the device asked for by [`VirtioDevice::later`] has come.
+    Late,
     /// Anything may have happened: after activation, after a resume, or because another thread asked.
     All,
 }
@@ -81,6 +84,11 @@ pub trait VirtioDevice: Send {
 
     /// Works. Leaves early when `rings.gate` closes; whatever is left over is found again at the next [`Wake::All`].
     fn wake(&mut self, wake: Wake, rings: &mut Rings<'_>);
+
+    /// How long to wait for the next event at most before [`Wake::Late`].
+    fn later(&self) -> Option<Duration> {
+        None
+    }
 
     /// The device's own state, beyond features and queues.
     fn save(&self) -> Result<Vec<u8>>;

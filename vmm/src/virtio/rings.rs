@@ -63,13 +63,25 @@ impl<'a> Rings<'a> {
         }
     }
 
-    /// Interrupts the driver if it wants to know of the buffers returned since the last time.
-    pub fn signal(&mut self, queue: usize) {
-        let Some(ring) = self.queues.get_mut(queue) else { return };
-        // When the driver's wish cannot be read, an interrupt too many does no harm.
-        if ring.ready() && ring.needs_notification(self.memory).unwrap_or(true) {
+    /// Interrupts the driver if it wants to know of the buffers returned since the last time; true when it did. All queues
+    /// share the interrupt, and the driver looks at all of them.
+    pub fn signal(&mut self, queue: usize) -> bool {
+        let due = self.due(queue);
+        if due {
             self.interrupt.raise(USED_BUFFER);
         }
+        due
+    }
+
+    /// Takes note that the driver hears of the buffers returned, by an interrupt for another queue.
+    pub fn signalled(&mut self, queue: usize) {
+        self.due(queue);
+    }
+
+    fn due(&mut self, queue: usize) -> bool {
+        let Some(ring) = self.queues.get_mut(queue) else { return false };
+        // When the driver's wish cannot be read, an interrupt too many does no harm.
+        ring.ready() && ring.needs_notification(self.memory).unwrap_or(true)
     }
 
     /// Asks the driver to kick when it adds buffers; true when some came in the meantime. (An index that lies is not a

@@ -3,6 +3,7 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tracing::error;
@@ -22,8 +23,9 @@ const BATCH: usize = 16;
 /// When epoll or the thread cannot be made.
 pub fn start(transport: &Arc<MmioTransport>, name: &str) -> Result<()> {
     let poll = Arc::new(Epoll::new().with_context(|| format!("make an epoll for {name}"))?);
+    // Edge-triggered: each kick is an event of its own, so the eventfd need not be read.
     let add = |fd, token| {
-        let event = EpollEvent::new(EventSet::IN, token);
+        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token);
         poll.ctl(ControlOperation::Add, fd, event).with_context(|| format!("watch the queues of {name}"))
     };
     for (token, kick) in (0u64..).zip(transport.kicks()) {
@@ -42,33 +44,34 @@ pub fn start(transport: &Arc<MmioTransport>, name: &str) -> Result<()> {
 
 fn run(transport: &MmioTransport, poll: &Epoll) {
     let mut events = [EpollEvent::default(); BATCH];
+    let mut later = None;
     loop {
         transport.gate().pass();
-        let count = match poll.wait(-1, &mut events) {
+        let count = match poll.wait(later.map_or(-1, millis), &mut events) {
             Ok(count) => count,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(error) => {
                 return error!(%error, "a device's thread cannot wait for events; the device stands still");
             }
         };
+        if count == 0 {
+            later = transport.work(Wake::Late);
+        }
         for event in &events[..count] {
-            transport.work(wake_for(transport, event.data()));
+            later = transport.work(wake_for(event.data()));
         }
     }
 }
 
-/// Drains the eventfd behind a token. (A kick lost to a closed gate does not matter: opening it wakes for all.)
-fn wake_for(transport: &MmioTransport, token: u64) -> Wake {
-    if token >= FIRST_TOKEN {
-        return Wake::Source(token);
+/// (A kick lost to a closed gate does not matter: opening it wakes for all.)
+fn wake_for(token: u64) -> Wake {
+    match token {
+        FIRST_TOKEN.. => Wake::Source(token),
+        WAKE => Wake::All,
+        queue => Wake::Queue(crate::num::index(queue)),
     }
-    if token == WAKE {
-        drop(transport.wake_fd().read());
-        return Wake::All;
-    }
-    let queue = crate::num::index(token);
-    if let Some(kick) = transport.kicks().get(queue) {
-        drop(kick.read());
-    }
-    Wake::Queue(queue)
+}
+
+fn millis(duration: Duration) -> i32 {
+    i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)
 }

@@ -180,7 +180,7 @@ impl VirtioDevice for Vsock {
                 self.transmit(rings);
                 self.mux.look_at_all();
             }
-            Wake::Queue(_) => self.transmit(rings),
+            Wake::Queue(_) | Wake::Late => self.transmit(rings),
         }
         self.receive(rings);
     }
