@@ -6,9 +6,9 @@
 # shellcheck shell=bash disable=SC2034,SC2154
 
 # virtio over mmio (our monitor, announced by ACPI) and over PCI (QEMU); button and evdev carry the power button to logind.
-# autofs4: systemd's, which would otherwise wait for modprobe. crc32c: ext4's soft dependency, which modules.dep does not name.
+# ptp_kvm: the host's clock. autofs4: systemd's, which would otherwise wait for modprobe. crc32c: ext4's soft dependency, which modules.dep does not name.
 guest_modules=(virtio_mmio virtio_pci virtio_blk virtio_net vsock vmw_vsock_virtio_transport virtio_rng button evdev
-    crc32c_intel crc32c_generic autofs4 ext4)
+    crc32c_intel crc32c_generic autofs4 ext4 ptp_kvm)
 
 # quiet: each byte on the serial console is an exit of the machine. kvm-clock, and never the bare TSC: it is what stays true on a
 # host with another TSC frequency. reboot=k, panic=1: a guest that reboots or panics ends its monitor at once.

@@ -1,14 +1,15 @@
 //! Process 1 from the initrd until the image's own init takes over.
 //!
 //! ```text
-//! mounts ▶ config ▶ modules ▶ network ▶ root ▶ switch root ▶ volumes ▶ identity, keys, files ▶ agent ▶ exec /sbin/init
-//!                                     └─ root.device "none": agent ▶ built-in userland, process 1 only reaps
+//! mounts ▶ config ▶ modules ▶ clock ▶ network ▶ root ▶ switch root ▶ volumes ▶ identity, keys, files ▶ agent ▶ exec /sbin/init
+//!                                             └─ root.device "none": agent ▶ built-in userland, process 1 only reaps
 //! ```
 //!
 //! Invariants: nothing of ours has to be in the image; a step that fails ends in one clear line on the console and in power
 //! off, never in a half-made machine; no step shells out but those that are programs of the image by nature (mke2fs,
 //! e2fsck, resize2fs, ssh-keygen).
 
+mod clock;
 mod ext4;
 mod identity;
 mod keys;
@@ -41,6 +42,7 @@ fn run() -> Result<Infallible> {
     mounts::kernel_file_systems()?;
     let config = read_config()?;
     modules::load_all()?;
+    clock::set();
     network::configure(&config.interfaces)?;
     if config.root.device == NO_ROOT { stay_in_initramfs(&config) } else { become_image(&config) }
 }

@@ -23,7 +23,9 @@ pub fn may_hold(first: NonNull<u8>, pages: usize) -> Vec<bool> {
     let mut entries = vec![0; pages * 8];
     let offset = first.addr().get() / PAGE_SIZE * 8;
     match pagemap.read_exact_at(&mut entries, offset as u64) {
-        Ok(()) => entries.as_chunks().0.iter().map(|e| u64::from_le_bytes(*e) & HOLDS_SOMETHING != 0).collect(),
+        Ok(()) => {
+            entries.as_chunks().0.iter().map(|e| u64::from_le_bytes(*e) & HOLDS_SOMETHING != 0).collect()
+        }
         Err(_) => vec![true; pages],
     }
 }
