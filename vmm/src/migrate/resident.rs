@@ -32,7 +32,7 @@ pub fn may_hold(first: NonNull<u8>, pages: usize) -> Vec<bool> {
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
     use super::*;
 

@@ -82,10 +82,7 @@ impl Outgoing {
             progress: Arc::clone(&progress),
             gate: Arc::clone(&gate),
         };
-        let run = move || {
-            priority::background();
-            source.run();
-        };
+        let run = move || source.run();
         let thread = std::thread::Builder::new().name("migrate-out".into()).spawn(run)?;
         Ok(Self { progress, gate, thread })
     }
@@ -279,6 +276,8 @@ impl Source {
     /// Rounds until the rest fits the budget. Returns the rest.
     fn pre_copy(&self, streams: &mut Streams, stage: &mut Stage) -> Result<Pending> {
         let machine = &self.machine;
+        // Not before: a handshake has its time-outs.
+        priority::background();
         stage.logging = true;
         machine.start_dirty_log().context("starting the dirty log")?;
         let mut pending = Pending::everything(&streams.material)?;
