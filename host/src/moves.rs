@@ -75,12 +75,12 @@ impl Move {
 
     /// The record after a look at the monitor: a state that is final stays, figures grow.
     pub fn after_look(&self, alive: bool, status: Option<&Status>, durable: Durable) -> Self {
-        let mine = status.and_then(|s| s.migration.as_ref()).filter(|m| m.migration_id == self.id.as_str());
+        let mine = status.and_then(|s| known_to(s, &self.id));
         let mut next = self.clone();
-        if let Some(mine) = mine {
+        if let (Some(mine), Some(status)) = (mine, status) {
             next.phase = Some(phase_name(mine.phase).to_owned());
             next.figures = serde_json::to_value(&mine.figures).ok();
-            next.settled = mine.outcome.is_some();
+            next.settled = mine.outcome.is_some() && !status.migrating;
         }
         if self.open() {
             let seen = SeenMove { alive, state: status.map(|s| s.state), status: mine, durable };
