@@ -180,3 +180,47 @@ impl Host {
         Ok(Some(next))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mashines_vmm::api::{Figures, Outcome, State};
+
+    use super::*;
+
+    #[test]
+    fn a_move_is_settled_when_its_last_late_frame_is_through() {
+        let id = MigrationId::generate();
+        let going = Move {
+            id: id.clone(),
+            machine: MachineId::random(),
+            side: Side::Source,
+            epoch: Epoch(3),
+            peer: "hostb".parse().unwrap(),
+            address: None,
+            made: Vec::new(),
+            state: LocalMigrationState::Active,
+            phase: None,
+            error: None,
+            figures: None,
+            settled: false,
+        };
+        let mut status = Status {
+            machine_id: going.machine.to_string(),
+            epoch: 3,
+            state: State::HandedOver,
+            migration: Some(MigrationStatus {
+                migration_id: id.to_string(),
+                phase: Phase::Running,
+                outcome: Some(Outcome::Completed),
+                figures: Figures::default(),
+            }),
+            migrating: true,
+            cpu_time_us: 0,
+            resident_bytes: 0,
+        };
+        let forwarding = going.after_look(true, Some(&status), Durable::default());
+        assert_eq!((forwarding.state, forwarding.settled), (LocalMigrationState::HandedOver, false));
+        status.migrating = false;
+        assert!(forwarding.after_look(true, Some(&status), Durable::default()).settled);
+    }
+}

@@ -7,8 +7,8 @@ use mashines_fleet::api;
 use mashines_tests::daemons::Fleet;
 use mashines_tests::netns::Place;
 use mashines_tests::run::wait_for;
-use mashines_vmm::api::Figures;
 use mashines_tests::{bench_guest, figures};
+use mashines_vmm::api::Figures;
 use serde_json::Value;
 
 const PAGES_PER_MIB: u64 = 256;
@@ -71,11 +71,12 @@ fn throttled_or_told(fleet: &Fleet, what: &str, terms: &[&str]) -> Result<Figure
 fn start_writing(ask: &impl Fn(&str) -> Result<Value>, mib: u64, mib_per_s: u64) -> Result<u64> {
     ask(&format!("write {mib} {mib_per_s}"))?;
     let pages = || -> Result<u64> { ask("status")?["writer"]["pages"].as_u64().context("no count of pages") };
-    let (begun, first) = wait_for("a round of the writer", Duration::from_secs(60), Duration::from_millis(200), || {
-        let written = pages()?;
-        ensure!(written >= mib * PAGES_PER_MIB, "{written} pages so far");
-        Ok((Instant::now(), written))
-    })?;
+    let (begun, first) =
+        wait_for("a round of the writer", Duration::from_secs(60), Duration::from_millis(200), || {
+            let written = pages()?;
+            ensure!(written >= mib * PAGES_PER_MIB, "{written} pages so far");
+            Ok((Instant::now(), written))
+        })?;
     std::thread::sleep(Duration::from_secs(2));
     let millis = u64::try_from(begun.elapsed().as_millis())?;
     Ok((pages()? - first) * 1000 / millis / PAGES_PER_MIB)

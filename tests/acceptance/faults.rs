@@ -113,7 +113,7 @@ fn whatever_dies_when_one_instance_runs_or_none_with_the_reason() -> Result<()> 
                 Ok(what) => eprintln!("{name} at {phase:?}: {what} ({steps})"),
                 Err(e) => {
                     eprintln!("{name} at {phase:?}: FAILED ({steps}): {e:#}");
-                    settle(&fleet).with_context(|| format!("after {both}"))?;
+                    at_rest(&fleet).with_context(|| format!("after {both}"))?;
                     failures.push(both);
                 }
             }
@@ -133,7 +133,7 @@ fn one_fault(fleet: &mut Fleet, fault: Fault, phase: Phase, steps: &mut Steps) -
     monitor.hold(phase, true)?;
     let migration: api::Migration =
         fleet.ask(&["migrate", SLUG, "--to", source.peer().name(), "--no-wait"])?;
-    reached(&monitor, phase)?;
+    reached(&monitor, &migration, phase)?;
     steps.done("phase");
     fault.strike(fleet, source)?;
     monitor.hold(phase, false)?;
@@ -179,9 +179,10 @@ fn the_running_one(fleet: &Fleet, place: Place) -> Result<Monitor> {
 }
 
 /// Waits until the source's monitor is at the phase.
-fn reached(monitor: &Monitor, phase: Phase) -> Result<()> {
+fn reached(monitor: &Monitor, asked: &api::Migration, phase: Phase) -> Result<()> {
     let ended = wait_for("the phase", Duration::from_secs(40), Duration::from_millis(20), || {
         let migration = monitor.status()?.migration.context("no migration yet")?;
+        ensure!(migration.migration_id == asked.id.as_str(), "still the one before");
         // In the last phase it is completed already, and late frames are all that is left to do.
         if migration.phase >= phase {
             return Ok(None);
@@ -198,6 +199,16 @@ fn ended(fleet: &Fleet, migration: &api::Migration) -> Result<api::Migration> {
         ensure!(found.done, "it is at {:?}, {:?}", found.step, found.error);
         Ok(found)
     })
+}
+
+/// Waits until a case that failed half-way is over: a hold that nobody lifted ends by itself.
+fn at_rest(fleet: &Fleet) -> Result<api::Machine> {
+    wait_for("the moves to end", Duration::from_secs(120), Duration::from_secs(1), || {
+        let migrations: Vec<api::Migration> = fleet.ask(&["migrations"])?;
+        let open = migrations.iter().find(|m| !m.done);
+        open.map_or(Ok(()), |m| bail!("{} is at {:?}", m.id, m.step))
+    })?;
+    settle(fleet)
 }
 
 /// Waits until the machine is up, or down for good.

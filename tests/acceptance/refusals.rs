@@ -62,7 +62,12 @@ fn bad_input_gets_a_clear_error_and_leaves_nothing_behind() -> Result<()> {
         let outcome = refused(&format!("mashines {}", words.join(" ")), &output, expected);
         wrong.extend(outcome.err().map(|e| format!("{e:#}")));
     }
-    ensure!(wrong.is_empty(), "{} commands were not refused as they should:\n{}", wrong.len(), wrong.join("\n"));
+    ensure!(
+        wrong.is_empty(),
+        "{} commands were not refused as they should:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
     bad_requests(&fleet)?;
     a_stream_of_garbage_ends_nothing(&fleet)?;
     wait_for("nothing to be left behind", Duration::from_secs(20), Duration::from_millis(500), || {
