@@ -180,7 +180,7 @@ fn the_running_one(fleet: &Fleet, place: Place) -> Result<Monitor> {
 
 /// Waits until the source's monitor is at the phase.
 fn reached(monitor: &Monitor, asked: &api::Migration, phase: Phase) -> Result<()> {
-    let ended = wait_for("the phase", Duration::from_secs(40), Duration::from_millis(20), || {
+    let ended = wait_for("the phase", Duration::from_secs(120), Duration::from_millis(20), || {
         let migration = monitor.status()?.migration.context("no migration yet")?;
         ensure!(migration.migration_id == asked.id.as_str(), "still the one before");
         // In the last phase it is completed already, and late frames are all that is left to do.
