@@ -19,7 +19,7 @@ use mashines_fleet::host_api::{
     Incoming, IncomingReady, LocalMigration, LocalMigrationState, LocalState, Outgoing, Side,
 };
 use mashines_fleet::id::{HostId, MigrationId};
-use mashines_vmm::api::{Hooks, MigrateIn, MigrateOut, Reply, Request, Tls};
+use mashines_vmm::api::{Hooks, MigrateIn, MigrateOut, MigrationStatus, Reply, Request, Tls};
 
 use crate::decide;
 use crate::error::{HostError, Result};
@@ -430,7 +430,8 @@ impl Host {
     async fn settle(&self, machine: &Machine, left_by: &Move) {
         let settled = async {
             while let Ok(status) = machine.monitor().status().await {
-                if known_to(&status, &left_by.id).is_none_or(|m| m.outcome.is_some()) {
+                let over = |m: &MigrationStatus| m.outcome.is_some() && !status.migrating;
+                if known_to(&status, &left_by.id).is_none_or(over) {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;

@@ -75,12 +75,12 @@ impl Move {
 
     /// The record after a look at the monitor: a state that is final stays, figures grow.
     pub fn after_look(&self, alive: bool, status: Option<&Status>, durable: Durable) -> Self {
-        let mine = status.and_then(|s| s.migration.as_ref()).filter(|m| m.migration_id == self.id.as_str());
+        let mine = status.and_then(|s| known_to(s, &self.id));
         let mut next = self.clone();
-        if let Some(mine) = mine {
+        if let (Some(mine), Some(status)) = (mine, status) {
             next.phase = Some(phase_name(mine.phase).to_owned());
             next.figures = serde_json::to_value(&mine.figures).ok();
-            next.settled = mine.outcome.is_some();
+            next.settled = mine.outcome.is_some() && !status.migrating;
         }
         if self.open() {
             let seen = SeenMove { alive, state: status.map(|s| s.state), status: mine, durable };
@@ -181,5 +181,49 @@ impl Host {
             self.put_move(next.clone()).await?;
         }
         Ok(Some(next))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mashines_vmm::api::{Figures, Outcome, State};
+
+    use super::*;
+
+    #[test]
+    fn a_move_is_settled_when_its_last_late_frame_is_through() {
+        let id = MigrationId::generate();
+        let going = Move {
+            id: id.clone(),
+            machine: MachineId::random(),
+            side: Side::Source,
+            epoch: Epoch(3),
+            peer: "hostb".parse().unwrap(),
+            address: None,
+            made: Vec::new(),
+            state: LocalMigrationState::Active,
+            phase: None,
+            error: None,
+            figures: None,
+            settled: false,
+        };
+        let mut status = Status {
+            machine_id: going.machine.to_string(),
+            epoch: 3,
+            state: State::HandedOver,
+            migration: Some(MigrationStatus {
+                migration_id: id.to_string(),
+                phase: Phase::Running,
+                outcome: Some(Outcome::Completed),
+                figures: Figures::default(),
+            }),
+            migrating: true,
+            cpu_time_us: 0,
+            resident_bytes: 0,
+        };
+        let forwarding = going.after_look(true, Some(&status), Durable::default());
+        assert_eq!((forwarding.state, forwarding.settled), (LocalMigrationState::HandedOver, false));
+        status.migrating = false;
+        assert!(forwarding.after_look(true, Some(&status), Durable::default()).settled);
     }
 }

@@ -1,7 +1,7 @@
 //! Everything that can die dies at every phase of a move. Afterwards exactly one instance runs, or the machine is
 //! reported stopped with the reason; no acknowledged write is lost; the next move works.
 //!
-//! `MASHINES_FAULTS=control,link` runs only the faults named.
+//! `MASHINES_FAULTS=control,link@Prepared` runs only what is named.
 
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use mashines_tests::run::wait_for;
 use mashines_vmm::api::{Phase, State};
 
 const SLUG: &str = "phoenix";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const PHASES: [Phase; 6] = [
     Phase::Handshake,
     Phase::PreCopy,
@@ -100,19 +101,20 @@ fn whatever_dies_when_one_instance_runs_or_none_with_the_reason() -> Result<()> 
     let _: api::Machine = fleet.ask(&words)?;
     let mut failures = Vec::new();
     for (fault, name) in Fault::ALL {
-        if !wanted.is_empty() && !wanted.split(',').any(|w| w == name) {
-            continue;
-        }
         for phase in PHASES {
-            let begun = Instant::now();
-            let outcome = one_fault(&mut fleet, fault, phase);
-            let seconds = begun.elapsed().as_secs_f64();
+            let both = format!("{name}@{phase:?}");
+            if !wanted.is_empty() && !wanted.split(',').any(|w| w == name || w == both) {
+                continue;
+            }
+            let mut steps = Steps::start();
+            let outcome = one_fault(&mut fleet, fault, phase, &mut steps);
+            steps.done("the rest");
             match outcome {
-                Ok(what) => eprintln!("{name} at {phase:?}: {what} ({seconds:.1} s)"),
+                Ok(what) => eprintln!("{name} at {phase:?}: {what} ({steps})"),
                 Err(e) => {
-                    eprintln!("{name} at {phase:?}: FAILED ({seconds:.1} s): {e:#}");
-                    failures.push(format!("{name} at {phase:?}"));
-                    settle(&fleet).with_context(|| format!("after {name} at {phase:?}"))?;
+                    eprintln!("{name} at {phase:?}: FAILED ({steps}): {e:#}");
+                    at_rest(&fleet).with_context(|| format!("after {both}"))?;
+                    failures.push(both);
                 }
             }
         }
@@ -123,22 +125,26 @@ fn whatever_dies_when_one_instance_runs_or_none_with_the_reason() -> Result<()> 
     Ok(())
 }
 
-fn one_fault(fleet: &mut Fleet, fault: Fault, phase: Phase) -> Result<String> {
+fn one_fault(fleet: &mut Fleet, fault: Fault, phase: Phase, steps: &mut Steps) -> Result<String> {
     let source = fleet.place_of(SLUG)?;
-    let boot = boot_id(fleet)?;
     let mut writer = Writer::start(fleet)?;
+    steps.done("writer");
     let monitor = the_running_one(fleet, source)?;
     monitor.hold(phase, true)?;
     let migration: api::Migration =
         fleet.ask(&["migrate", SLUG, "--to", source.peer().name(), "--no-wait"])?;
-    reached(&monitor, phase)?;
+    reached(&monitor, &migration, phase)?;
+    steps.done("phase");
     fault.strike(fleet, source)?;
     monitor.hold(phase, false)?;
     std::thread::sleep(Duration::from_secs(2));
     fault.mend(fleet, source)?;
     let end = ended(fleet, &migration)?;
+    steps.done("verdict");
     let machine = settle(fleet)?;
+    steps.done("settled");
     let acknowledged = writer.acknowledged();
+    let boot = writer.boot.clone();
     drop(writer);
     one_instance(fleet, &machine)?;
     if machine.state == MachineState::Stopped {
@@ -146,18 +152,22 @@ fn one_fault(fleet: &mut Fleet, fault: Fault, phase: Phase) -> Result<String> {
         ensure!(machine.reason.is_some(), "the machine stopped without a reason");
         let _: serde_json::Value = fleet.ask(&["start", SLUG, "--wait"])?;
     }
-    let same_boot = boot_id(fleet)? == boot;
+    steps.done("one instance");
+    let (now, kept) = boot_and_disk(fleet)?;
+    let same_boot = now == boot;
     ensure!(same_boot || fault.may_reboot(phase), "the machine booted anew: {:?}", machine.reason);
-    let kept: u64 = fleet.person.sh(SLUG, Door::Ipv6, "cat /data/n")?.trim().parse()?;
     ensure!(kept >= acknowledged, "write {acknowledged} was acknowledged, the disk has {kept}");
     let fate = if same_boot { "lives on" } else { "booted anew" };
     let at = fleet.place_of(SLUG)?;
     Ok(format!("{:?}, {fate} at {}", end.step, if at == source { "the source" } else { "the destination" }))
 }
 
-fn boot_id(fleet: &Fleet) -> Result<String> {
+/// The machine's boot id, and the number on its volume.
+fn boot_and_disk(fleet: &Fleet) -> Result<(String, u64)> {
     wait_for("the machine to answer", Duration::from_secs(60), Duration::from_millis(500), || {
-        fleet.person.sh(SLUG, Door::Ipv6, "cat /proc/sys/kernel/random/boot_id")
+        let said = fleet.person.sh(SLUG, Door::Ipv6, &format!("cat {BOOT_ID} /data/n"))?;
+        let (boot, kept) = said.split_once('\n').context("it said one line only")?;
+        Ok((boot.trim().to_owned(), kept.trim().parse()?))
     })
 }
 
@@ -169,15 +179,17 @@ fn the_running_one(fleet: &Fleet, place: Place) -> Result<Monitor> {
 }
 
 /// Waits until the source's monitor is at the phase.
-fn reached(monitor: &Monitor, phase: Phase) -> Result<()> {
-    wait_for("the phase", Duration::from_secs(40), Duration::from_millis(20), || {
+fn reached(monitor: &Monitor, asked: &api::Migration, phase: Phase) -> Result<()> {
+    let ended = wait_for("the phase", Duration::from_secs(120), Duration::from_millis(20), || {
         let migration = monitor.status()?.migration.context("no migration yet")?;
-        if let Some(outcome) = &migration.outcome {
-            bail!("the migration ended before {phase:?}: {outcome:?}");
+        ensure!(migration.migration_id == asked.id.as_str(), "still the one before");
+        // In the last phase it is completed already, and late frames are all that is left to do.
+        if migration.phase >= phase {
+            return Ok(None);
         }
-        ensure!(migration.phase >= phase, "at {:?}", migration.phase);
-        Ok(())
-    })
+        migration.outcome.map(Some).with_context(|| format!("at {:?}", migration.phase))
+    })?;
+    ended.map_or(Ok(()), |outcome| bail!("the migration ended before {phase:?}: {outcome:?}"))
 }
 
 fn ended(fleet: &Fleet, migration: &api::Migration) -> Result<api::Migration> {
@@ -187,6 +199,16 @@ fn ended(fleet: &Fleet, migration: &api::Migration) -> Result<api::Migration> {
         ensure!(found.done, "it is at {:?}, {:?}", found.step, found.error);
         Ok(found)
     })
+}
+
+/// Waits until a case that failed half-way is over: a hold that nobody lifted ends by itself.
+fn at_rest(fleet: &Fleet) -> Result<api::Machine> {
+    wait_for("the moves to end", Duration::from_secs(120), Duration::from_secs(1), || {
+        let migrations: Vec<api::Migration> = fleet.ask(&["migrations"])?;
+        let open = migrations.iter().find(|m| !m.done);
+        open.map_or(Ok(()), |m| bail!("{} is at {:?}", m.id, m.step))
+    })?;
+    settle(fleet)
 }
 
 /// Waits until the machine is up, or down for good.
@@ -221,9 +243,38 @@ fn one_instance(fleet: &Fleet, machine: &api::Machine) -> Result<()> {
     })
 }
 
+/// What one case spent its time on.
+struct Steps {
+    begun: Instant,
+    last: Instant,
+    done: Vec<(&'static str, f64)>,
+}
+
+impl Steps {
+    fn start() -> Self {
+        let now = Instant::now();
+        Self { begun: now, last: now, done: Vec::new() }
+    }
+
+    fn done(&mut self, what: &'static str) {
+        let now = Instant::now();
+        self.done.push((what, (now - self.last).as_secs_f64()));
+        self.last = now;
+    }
+}
+
+impl std::fmt::Display for Steps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.1} s", (self.last - self.begun).as_secs_f64())?;
+        self.done.iter().try_for_each(|(what, seconds)| write!(f, ", {what} {seconds:.1}"))
+    }
+}
+
 /// Writes a rising number to the volume, with fsync, and says so after each.
 struct Writer {
     session: Session,
+    /// The boot that it runs in.
+    boot: String,
     last: u64,
 }
 
@@ -231,6 +282,7 @@ impl Writer {
     fn start(fleet: &Fleet) -> Result<Self> {
         let script = "exec python3 -uc '
 import os, time
+print(open(\"/proc/sys/kernel/random/boot_id\").read().strip())
 path = \"/data/n\"
 n = int(open(path).read()) if os.path.exists(path) else 0
 while True:
@@ -242,9 +294,12 @@ while True:
     print(n)
     time.sleep(0.05)
 '";
-        let mut session = fleet.person.session(SLUG, Door::Ipv6, script)?;
-        let last = session.line(Duration::from_secs(20))?.parse().context("the writer's first line")?;
-        Ok(Self { session, last })
+        wait_for("the writer to start", Duration::from_secs(60), Duration::from_millis(500), || {
+            let mut session = fleet.person.session(SLUG, Door::Ipv6, script)?;
+            let boot = session.line(Duration::from_secs(30))?;
+            let last = session.line(Duration::from_secs(20))?.parse().context("the writer's first number")?;
+            Ok(Self { session, boot, last })
+        })
     }
 
     fn acknowledged(&mut self) -> u64 {

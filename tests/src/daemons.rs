@@ -239,9 +239,15 @@ impl Fleet {
 
     /// Moves a machine to the other host and waits for the end, good or bad: a move that failed is an answer too.
     pub fn migrate(&self, slug: &str) -> Result<api::Migration> {
+        self.migrate_with(slug, &[])
+    }
+
+    /// As [`Fleet::migrate`], with more words for `mashines migrate`.
+    pub fn migrate_with(&self, slug: &str, words: &[&str]) -> Result<api::Migration> {
         let to = self.place_of(slug)?.peer();
-        let output =
-            self.cli_command().args(["--json", "migrate", slug, "--to", to.name(), "--wait"]).output()?;
+        let mut command = self.cli_command();
+        command.args(["--json", "migrate", slug, "--to", to.name(), "--wait"]).args(words);
+        let output = command.output()?;
         serde_json::from_slice(&output.stdout).with_context(|| {
             format!("mashines migrate {slug}: {}", String::from_utf8_lossy(&output.stderr).trim())
         })

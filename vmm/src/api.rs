@@ -274,6 +274,10 @@ pub struct Status {
     pub state: State,
     /// The current or last migration of this instance.
     pub migration: Option<MigrationStatus>,
+    /// Something of that migration is at work still. After its outcome these are the late frames: whoever ends this process
+    /// before they are through loses them.
+    #[serde(default)]
+    pub migrating: bool,
     /// Microseconds the vCPU threads have spent in user + system, summed.
     pub cpu_time_us: u64,
     /// Resident bytes of this process.

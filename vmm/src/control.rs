@@ -137,11 +137,13 @@ fn handle(request: Request, monitor: &Monitor) -> Reply {
 fn status(monitor: &Monitor) -> Status {
     let vm = &monitor.vm;
     let phase = *vm.phase();
+    let (migration, migrating) = monitor.migrations.status();
     Status {
         machine_id: vm.spec.machine_id.clone(),
         epoch: phase.epoch,
         state: phase.state,
-        migration: monitor.migrations.status(),
+        migration,
+        migrating,
         cpu_time_us: u64::try_from(vm.cpu_time().as_micros()).unwrap_or(u64::MAX),
         resident_bytes: resident_bytes(),
     }

@@ -33,13 +33,15 @@ impl Migrations {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Its progress.
+    /// Its progress, and whether anything of it is at work still.
     #[must_use]
-    pub fn status(&self) -> Option<MigrationStatus> {
-        self.lock().as_ref().map(|side| match side {
+    pub fn status(&self) -> (Option<MigrationStatus>, bool) {
+        let side = self.lock();
+        let status = side.as_ref().map(|side| match side {
             Side::Out(out) => out.status(),
             Side::In(incoming) => incoming.status(),
-        })
+        });
+        (status, side.as_ref().is_some_and(|side| !side.is_finished()))
     }
 
     /// Runs `act` only while no migration is under way, and keeps one from starting meanwhile.

@@ -283,7 +283,7 @@ async fn note(control: &Control, machine: &Machine, noted: &Noted) -> Result<()>
 }
 
 /// The state as the API writes it.
-fn word(state: MachineState) -> &'static str {
+pub fn word(state: MachineState) -> &'static str {
     match state {
         MachineState::Created => "created",
         MachineState::Starting => "starting",

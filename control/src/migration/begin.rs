@@ -101,18 +101,23 @@ fn movable(machine: &Machine, under_way: Option<&MigrationId>) -> Result<mashine
         (Desired::Started, MachineState::Created | MachineState::Starting, _) => {
             not("it is still starting; try again when it is started".to_owned())
         }
-        (_, MachineState::Stopping, _) => not("it is stopping".to_owned()),
+        (_, MachineState::Stopping, _)
+        | (Desired::Stopped, MachineState::Starting | MachineState::Started, _) => {
+            not("it is stopping".to_owned())
+        }
         (
             Desired::Started | Desired::Stopped,
             MachineState::Created
-            | MachineState::Starting
             | MachineState::Started
             | MachineState::Stopped
             | MachineState::Destroying
             | MachineState::Destroyed
             | MachineState::Failed,
             _,
-        ) => not("it does not run, and only a running machine is moved; start it first (its disks stay on its host)".to_owned()),
+        ) => not(format!(
+            "it is {} and does not run, and only a running machine is moved; start it first (its disks stay on its host)",
+            crate::lifecycle::word(machine.state)
+        )),
     }
 }
 

@@ -18,15 +18,21 @@ const FIGURES_EVERY_MS: u64 = 1000;
 /// Writes the next step of a move whose machine stays as it is.
 pub async fn step(control: &Control, id: &MigrationId, to: MigrationStep) -> Result<()> {
     let key = Key::Migration(id.clone());
+    let mut changed = false;
     let update = control.records.update(&key, |migration: &mut Migration| {
         let change = migration.step != to && !migration.step.is_final();
+        changed = change;
         if change {
             migration.step = to;
             migration.updated_at = now();
         }
         Ok(change)
     });
-    update.await.map(|migration| tracing::info!(%id, step = word(migration.step), "migration"))
+    let migration = update.await?;
+    if changed {
+        tracing::info!(%id, step = word(migration.step), "migration");
+    }
+    Ok(())
 }
 
 /// Keeps what the monitors say, for people who watch.

@@ -27,7 +27,8 @@ use crate::pki::{Identity, PeerName, PkiError};
 const MAX_ANSWER: usize = 16 << 20;
 /// The longest line of a stream.
 const MAX_LINE: usize = 4 << 20;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// TCP and TLS: the peer's CPU may be busy with machines, and signatures are dear on an emulated one.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An answer or a body without content: `{}`.

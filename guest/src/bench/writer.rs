@@ -124,6 +124,10 @@ fn write(mut memory: Vec<u64>, pages: usize, mib_per_s: u64, counters: &Counters
         let due = owed_us / 1_000_000;
         owed_us %= 1_000_000;
         for _ in 0..due {
+            // What is due at a rate that this machine cannot keep may take minutes to write.
+            if counters.stop.load(Ordering::Relaxed) {
+                return;
+            }
             let Some(page) = memory.get_mut(index * WORDS..(index + 1) * WORDS) else { return };
             let wrong = rewrite(page, index, round);
             counters.mismatches.fetch_add(wrong, Ordering::Relaxed);

@@ -148,6 +148,7 @@ impl Monitor {
             epoch: self.spec.epoch,
             state,
             migration,
+            migrating: false,
             cpu_time_us: 7,
             resident_bytes: 1 << 20,
         }
