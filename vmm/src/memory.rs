@@ -18,6 +18,9 @@ use crate::num::index;
 /// The page size dirty logs count in, in bytes.
 pub const PAGE: u64 = 4096;
 
+/// The size of a huge page, in bytes.
+const HUGE_PAGE: usize = 2 << 20;
+
 /// The guest's memory.
 pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
 
@@ -43,7 +46,38 @@ pub fn map(memory_mib: u64) -> Result<GuestRam> {
     );
     let ranges: Vec<_> =
         ranges(memory_mib).into_iter().map(|(start, len)| (GuestAddress(start), index(len))).collect();
-    GuestRam::from_ranges(&ranges).with_context(|| format!("map {memory_mib} MiB of guest RAM"))
+    let total = ranges.iter().map(|(_, length)| length).sum();
+    align_next_mapping(total);
+    let ram = GuestRam::from_ranges(&ranges).with_context(|| format!("map {memory_mib} MiB of guest RAM"))?;
+    // A machine that arrives takes one nested fault for each page that it touches first: 512 times fewer with huge ones. Without
+    // them all works the same, so nobody is told.
+    for region in ram.iter() {
+        // SAFETY: the region is mapped; the advice changes no content.
+        unsafe { libc::madvise(region.as_ptr().cast(), index(region.len()), libc::MADV_HUGEPAGE) };
+    }
+    Ok(ram)
+}
+
+/// Makes it likely that the next anonymous mapping of `length` bytes begins at a huge page's boundary, as guest addresses do: KVM maps
+/// huge pages only where both agree. Linux before 6.7 puts mappings right below each other, so a pad of the right size does it.
+fn align_next_mapping(length: usize) {
+    let probe = |length| {
+        let (access, flags) =
+            (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        unsafe { libc::mmap(std::ptr::null_mut(), length, access, flags, -1, 0) }
+    };
+    let at = probe(length);
+    if at == libc::MAP_FAILED {
+        return;
+    }
+    // SAFETY: the mapping was just made and nobody knows of it.
+    unsafe { libc::munmap(at, length) };
+    let pad = at.addr() % HUGE_PAGE;
+    if pad > 0 {
+        // It stays: address space, and no memory.
+        probe(pad);
+    }
 }
 
 /// Gives the regions to KVM as slots 0, 1, …, with or without the dirty log.
