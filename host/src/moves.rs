@@ -174,7 +174,7 @@ impl Host {
         // are no news for control, which asks for them as often as it likes.
         if next.state == now.state && next.settled == now.settled {
             self.moves().insert(id, next.clone());
-            if next.phase != now.phase {
+            if next.phase != now.phase || next.error != now.error {
                 self.changed();
             }
         } else {

@@ -176,12 +176,14 @@ impl Net {
             while !rings.gate.is_closed() {
                 let Some(chain) = rings.pop(TRANSMIT) else { break };
                 let head = chain.head_index();
+                let mut length = 0;
                 if let Ok(mut reader) = chain.reader(rings.memory) {
-                    let length = reader.available_bytes();
+                    length = reader.available_bytes();
                     self.send(&mut reader, length);
-                    self.untold = (self.untold.0 + 1, self.untold.1 + length);
                 }
                 rings.push(TRANSMIT, head, 0);
+                // Also a buffer that held no frame is the driver's again.
+                self.untold = (self.untold.0 + 1, self.untold.1.saturating_add(length));
             }
             if self.untold.0 >= UNTOLD_FRAMES || self.untold.1 >= UNTOLD_BYTES {
                 self.tell_sent(rings);
