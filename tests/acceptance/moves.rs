@@ -23,7 +23,7 @@ const MOVES: usize = 20;
 fn a_machine_lives_on_through_twenty_moves() -> Result<()> {
     let fleet = Fleet::up("moves", &mut |step| eprintln!("{step}"))?;
     let machine = launch(&fleet)?;
-    files_go_both_ways(&fleet)?;
+    fleet.copy_echo_into(SLUG)?;
     let mut load = Load::start(&fleet, &machine)?;
     let first = load.facts(&fleet)?;
     let mut before = first.clone();
@@ -41,16 +41,6 @@ fn launch(fleet: &Fleet) -> Result<api::Machine> {
     let machine: api::Machine = fleet.ask(&words)?;
     eprintln!("launched in {:.1} s at {}", begun.elapsed().as_secs_f64(), machine.ipv6);
     Ok(machine)
-}
-
-fn files_go_both_ways(fleet: &Fleet) -> Result<()> {
-    let echo = std::env::var("MASHINES_BIN").context("MASHINES_BIN")? + "/mashines-echo";
-    let remote = format!("root@{SLUG}.mashine.dev:/usr/local/bin/echo-server");
-    fleet.person.scp(&echo, &remote)?;
-    let back = fleet.state(Place::Client).with_extension("back");
-    fleet.person.scp(&remote, &back.to_string_lossy())?;
-    ensure!(std::fs::read(&echo)? == std::fs::read(&back)?, "the file came back different");
-    Ok(())
 }
 
 /// Everything that goes on while the machine moves.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use mashines_fleet::api;
 use serde_json::Value;
 
@@ -224,6 +224,17 @@ impl Fleet {
         let text = run(self.cli_command().arg("--json").args(words))?;
         serde_json::from_str(&text)
             .with_context(|| format!("mashines {words:?} printed something else: {text:?}"))
+    }
+
+    /// Copies our echo into a machine, as `/usr/local/bin/echo-server`, and back: files go both ways unharmed.
+    pub fn copy_echo_into(&self, slug: &str) -> Result<()> {
+        let echo = std::env::var("MASHINES_BIN").context("MASHINES_BIN")? + "/mashines-echo";
+        let remote = format!("root@{slug}.mashine.dev:/usr/local/bin/echo-server");
+        self.person.scp(&echo, &remote)?;
+        let back = self.state(Place::Client).with_extension("back");
+        self.person.scp(&remote, &back.to_string_lossy())?;
+        ensure!(std::fs::read(&echo)? == std::fs::read(&back)?, "the file came back different");
+        Ok(())
     }
 
     /// A machine as the API shows it.

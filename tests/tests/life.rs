@@ -26,7 +26,7 @@ fn a_machine_is_entered_by_every_door_and_lives_on_through_a_move_and_back() -> 
     let machine: api::Machine = fleet.ask(&words)?;
     eprintln!("launched in {:.1} s at {}", begun.elapsed().as_secs_f64(), machine.ipv6);
     every_door_opens(&fleet, &machine)?;
-    files_go_both_ways(&fleet)?;
+    fleet.copy_echo_into(SLUG)?;
 
     fleet.person.sh(
         SLUG,
@@ -95,15 +95,5 @@ fn every_door_opens(fleet: &Fleet, machine: &api::Machine) -> Result<()> {
     ensure!(seen == "2\next4\n", "the machine has other vCPUs or no volume: {seen:?}");
     let listed = fleet.person.lobby("ls --json")?;
     ensure!(listed.contains(machine.id.as_str()), "the lobby does not list the machine: {listed}");
-    Ok(())
-}
-
-fn files_go_both_ways(fleet: &Fleet) -> Result<()> {
-    let echo = std::env::var("MASHINES_BIN").context("MASHINES_BIN")? + "/mashines-echo";
-    let remote = format!("root@{SLUG}.mashine.dev:/usr/local/bin/echo-server");
-    fleet.person.scp(&echo, &remote)?;
-    let back = fleet.state(Place::Client).with_extension("back");
-    fleet.person.scp(&remote, &back.to_string_lossy())?;
-    ensure!(std::fs::read(&echo)? == std::fs::read(&back)?, "the file came back different");
     Ok(())
 }

@@ -110,8 +110,7 @@ struct Seen {
 }
 
 fn one_move(fleet: &Fleet, machine: &api::Machine, progress: &Progress) -> Result<Seen> {
-    let echo = std::env::var("MASHINES_BIN").context("MASHINES_BIN")? + "/mashines-echo";
-    fleet.person.scp(&echo, &format!("root@{SLUG}.mashine.dev:/usr/local/bin/echo-server"))?;
+    fleet.copy_echo_into(SLUG)?;
     let start = format!("systemd-run --quiet --unit=echo /usr/local/bin/echo-server {ECHO}");
     fleet.person.sh(SLUG, Door::Ipv6, &start)?;
     progress.say("a counter in an SSH session, a TCP stream of numbered blocks, a UDP probe every 2 ms");
