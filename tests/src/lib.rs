@@ -18,6 +18,7 @@ pub mod disk;
 pub mod figures;
 pub mod guest;
 pub mod monitor;
+pub mod lab;
 pub mod netns;
 pub mod peer;
 pub mod person;

@@ -4,18 +4,96 @@
 //! what ends that: starting a machine wakes a dozen threads, and each of them would rather run than let the waker go on; with two
 //! CPUs the source heard 5 to 25 ms late that its machine runs, for 0.8 ms of work.
 //!
-//! Both do nothing where the process lacks the right (`CAP_SYS_NICE`).
+//! When it has just arrived it has its blackout to make good, with a queue of frames before it, and every daemon of the host is busy with
+//! its arrival: for these moments its threads come before the daemons. Without it the guest had 30 % of a CPU in its first 300 ms.
+//!
+//! All of it does nothing where the process lacks the right (`CAP_SYS_NICE`).
 
-/// The niceness of pre-copy: a third of the weight of a thread of the guest.
-const NICE: libc::c_int = 5;
+use std::time::{Duration, Instant};
 
-/// The current thread gives way to guests.
-pub fn background() {
-    // SAFETY: no pointers; process 0 is, on Linux, the current thread.
-    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+/// The niceness of pre-copy: a seventieth of the weight of a thread of the guest, so that the guest's packets do not wait for it …
+const QUIET: libc::c_int = 19;
+/// … until it has taken so long that the host seems full: then a third, for it shall come to an end.
+const PUSHING: libc::c_int = 5;
+/// How long that is.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The niceness of a machine that has just arrived: ten times the weight of other threads.
+const FAVOURED: libc::c_int = -10;
+
+/// A thread that copies a running guest, and gives way to guests.
+#[derive(Debug)]
+pub struct Background {
+    since: Instant,
+    nice: libc::c_int,
 }
 
-/// Gives the current thread real-time priority for the rest of its life, for threads that mostly wait. Threads it starts do not
+impl Background {
+    /// The current thread, from now on.
+    #[must_use]
+    pub fn new() -> Self {
+        renice(0, QUIET);
+        Self { since: Instant::now(), nice: QUIET }
+    }
+
+    /// To be called now and then by the same thread.
+    pub fn go_on(&mut self) {
+        self.set(if self.since.elapsed() > PATIENCE { PUSHING } else { QUIET });
+    }
+
+    /// What comes is over soon, and the sooner it is over the less is left to do.
+    pub fn dash(&mut self) {
+        self.set(0);
+    }
+
+    fn set(&mut self, nice: libc::c_int) {
+        if self.nice != nice {
+            self.nice = nice;
+            renice(0, nice);
+        }
+    }
+}
+
+/// The current thread is like any other again.
+pub fn ordinary() {
+    let parameter = libc::sched_param { sched_priority: 0 };
+    // SAFETY: thread 0 is the current one; the kernel reads one sched_param that outlives the call.
+    let _ = unsafe { libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const parameter) };
+    renice(0, 0);
+}
+
+/// While it lives, all threads that this process had when it was made come before those of other processes.
+#[derive(Debug)]
+pub struct Favoured(());
+
+impl Favoured {
+    /// From now on.
+    #[must_use]
+    pub fn new() -> Self {
+        renice_all(FAVOURED);
+        Self(())
+    }
+}
+
+impl Drop for Favoured {
+    fn drop(&mut self) {
+        renice_all(0);
+    }
+}
+
+fn renice_all(nice: libc::c_int) {
+    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    for thread in threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
+        renice(thread, nice);
+    }
+}
+
+/// Thread 0 is the current one.
+fn renice(thread: libc::id_t, nice: libc::c_int) {
+    // SAFETY: no pointers; the ids of PRIO_PROCESS are, on Linux, those of threads.
+    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, thread, nice) };
+}
+
+/// Gives the current thread real-time priority until [`ordinary`], for threads that mostly wait. Threads it starts do not
 /// inherit it.
 pub fn urgent() {
     let parameter = libc::sched_param { sched_priority: 1 };

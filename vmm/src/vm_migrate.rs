@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
@@ -21,6 +21,7 @@ use crate::migrate::machine::{
 use crate::num::index;
 use crate::power::Exit;
 use crate::virtio::block::DiskFile;
+use crate::virtio::net::Frames;
 use crate::vm::Vm;
 
 impl Vm {
@@ -119,6 +120,10 @@ impl SourceMachine for Vm {
             }
         }
         Ok(all)
+    }
+
+    fn wait_for_frames(&self, longest: Duration) -> Result<()> {
+        Frames::wait(self.nets.iter().map(|(_, frames)| frames.as_ref()), longest)
     }
 
     fn release(&self) -> Result<()> {

@@ -2,8 +2,8 @@
 //!
 //! The rule is `fixed + left / bandwidth ≤ budget`. Once it holds, rounds go on as long as each leaves markedly less
 //! than the one before, since a further round costs nothing while the guest runs; the stop is at a local minimum. While
-//! it does not hold and nothing is gained, the vCPUs are slowed down step by step if that is allowed; else, or when time is
-//! up, the migration is given up with the figures that explain it.
+//! it does not hold and nothing is gained, twice the budget will do; beyond that the vCPUs are slowed down step by step if that is
+//! allowed; else, or when time is up, the migration is given up with the figures that explain it.
 
 use std::time::Duration;
 
@@ -50,6 +50,8 @@ pub const FLOOR: u64 = 128 << 10;
 const PROGRESS_PERCENT: u64 = 75;
 /// Rounds in a row without progress before something is done about it.
 const PATIENCE: usize = 3;
+/// So many budgets are near enough when rounds stop shrinking: the guest is not slowed down for the rest.
+const NEAR: u32 = 2;
 /// The most rounds spent on shrinking what would fit the budget already.
 const POLISH: usize = 12;
 /// The steps of throttling, in percent.
@@ -68,6 +70,10 @@ pub fn decide(rule: &Rule, history: &[Round], throttle: u8, since: usize, elapse
     }
     if !stuck(history, since) {
         return Decision::Continue;
+    }
+    // Nothing is gained any more. A little more blackout beats a guest that is slowed down for seconds.
+    if predicted(rule, history, last.left).is_some_and(|blackout| blackout <= rule.budget * NEAR) {
+        return Decision::StopNow;
     }
     let next = STEPS.iter().copied().find(|&step| step > throttle);
     match next.filter(|_| rule.may_throttle) {
@@ -232,7 +238,7 @@ mod tests {
             match end {
                 Decision::StopNow => {
                     let left = history.last().unwrap().left;
-                    prop_assert!(predicted(&rule, &history, left).unwrap() <= rule.budget);
+                    prop_assert!(predicted(&rule, &history, left).unwrap() <= rule.budget * NEAR);
                 }
                 Decision::GiveUp(why) => prop_assert!(!why.is_empty()),
                 Decision::Continue | Decision::Throttle(_) => prop_assert!(false),

@@ -30,7 +30,7 @@ use super::receive::{Buffers, Streams, Target, name};
 use super::tls::Credentials;
 use super::{Instance, handover, hold, hooks};
 use crate::api::{MigrateIn, MigrationStatus, Outcome, Phase};
-use crate::priority;
+use crate::priority::{self, Favoured};
 
 /// The data streams follow the control connection within this time.
 const GATHER: Duration = Duration::from_secs(5);
@@ -193,10 +193,12 @@ struct Armory {
     draft: Draft,
     activate: Option<Armed>,
     announce: Option<Armed>,
+    favour: Favoured,
 }
 
 /// How far the stop-and-copy has come.
 struct Stopped {
+    favour: Favoured,
     watch: Stopwatch,
     activation: Option<Fired>,
     frames: Vec<NetFrame>,
@@ -318,7 +320,7 @@ impl Destination {
 
         let (sections, mut stopped) = self.copy(session, &mut activate, activated)?;
         self.load(session, &sections, &mut stopped)?;
-        Ok((Armory { draft, activate, announce }, stopped.watch))
+        Ok((Armory { draft, activate, announce, favour: stopped.favour }, stopped.watch))
     }
 
     /// Rounds until the device state comes.
@@ -472,6 +474,7 @@ impl Destination {
         if let Err(error) = told.and_then(|()| self.take_late_frames(&mut session)) {
             tracing::warn!(error = format!("{error:#}"), "late frames of the source may be missing");
         }
+        drop(armory.favour);
         let _ = self.gate.cancel("the migration is over");
         session.streams.join();
         drop(armory.activate);
@@ -504,7 +507,8 @@ impl Destination {
 impl Stopped {
     fn new(activation: Option<Fired>) -> Self {
         let watch = Stopwatch::default();
-        Self { watch, activation, frames: Vec::new(), frame_bytes: 0, last_round: false, blocks: false }
+        let favour = Favoured::new();
+        Self { favour, watch, activation, frames: Vec::new(), frame_bytes: 0, last_round: false, blocks: false }
     }
 
     fn keep(&mut self, frames: Vec<NetFrame>) -> Result<()> {

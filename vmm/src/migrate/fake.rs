@@ -284,6 +284,11 @@ impl SourceMachine for FakeMachine {
         Ok(lock(&self.frames).drain(..).collect())
     }
 
+    fn wait_for_frames(&self, longest: Duration) -> Result<()> {
+        std::thread::sleep(longest.min(Duration::from_millis(1)));
+        Ok(())
+    }
+
     fn release(&self) -> Result<()> {
         self.call("release")
     }

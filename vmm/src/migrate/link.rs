@@ -5,6 +5,7 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -278,6 +279,24 @@ impl Link {
             self.tls.write_tls(&mut &self.socket)?;
         }
         Ok(())
+    }
+
+    /// A last look, without waiting: has the peer hung up?
+    ///
+    /// # Errors
+    /// When it has.
+    pub fn still_there(&self) -> Result<()> {
+        let mut byte = 0u8;
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        // SAFETY: the buffer is one byte that outlives the call.
+        let read = unsafe { libc::recv(self.socket.as_raw_fd(), (&raw mut byte).cast(), 1, flags) };
+        let error = io::Error::last_os_error();
+        match read {
+            0 => bail!("the other monitor has hung up"),
+            1.. => Ok(()),
+            _ if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            _ => Err(explain(&error, "looking at")),
+        }
     }
 
     /// Says why, and closes. Best effort.

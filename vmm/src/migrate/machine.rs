@@ -37,6 +37,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -160,6 +161,9 @@ pub trait SourceMachine: Send + Sync {
 
     /// The frames that wait in the tap queues, without blocking. At most a few hundred a call; empty means none is there.
     fn take_frames(&self) -> Result<Vec<NetFrame>>;
+
+    /// Waits until a tap queue holds a frame, at most so long.
+    fn wait_for_frames(&self, longest: Duration) -> Result<()>;
 
     /// The machine is handed over: its state is `HandedOver` for ever; disks are closed or at least unlocked, quickly, as this
     /// is within the blackout. The destination takes the locks in [`DestinationMachine::run`].

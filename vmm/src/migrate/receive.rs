@@ -15,7 +15,7 @@ use super::link::Link;
 use super::machine::{DiskSide, RamRegion};
 use super::progress::lock;
 use super::{disk, ram};
-use crate::priority;
+use crate::priority::Background;
 
 /// Where pages and blocks go.
 pub struct Target {
@@ -188,12 +188,13 @@ impl Streams {
 }
 
 fn work(stream: usize, link: &mut Link, target: &Target, arrived: &(Mutex<Arrived>, Condvar)) -> Result<()> {
-    priority::background();
+    let mut priority = Background::new();
     let mut buffers = Buffers::default();
     // Between rounds a data stream is silent as long as the control connection lives; that one has the bound.
     link.socket().set_read_timeout(None)?;
     loop {
         let (header, message) = link.receive()?;
+        priority.go_on();
         let blocks = target.apply(&header, &message, link, &mut buffers)?;
         let mut inner = lock(&arrived.0);
         inner.blocks |= blocks;

@@ -17,7 +17,7 @@ use super::machine::{DiskSide, RamRegion};
 use super::packing::Chooser;
 use super::region::PageRun;
 use super::{disk, ram};
-use crate::priority;
+use crate::priority::Background;
 
 /// What one frame carries.
 #[derive(Clone, Debug)]
@@ -183,9 +183,9 @@ fn work(
     jobs: &Receiver<Arc<Round>>,
     report: &Sender<Done>,
 ) {
-    priority::background();
+    let mut priority = Background::new();
     while let Ok(round) = jobs.recv() {
-        let result = send(&mut link, material, &round);
+        let result = send(&mut link, material, &round, &mut priority);
         let failed = result.is_err();
         if report.send(Done { stream, result }).is_err() || failed {
             return;
@@ -194,9 +194,15 @@ fn work(
     link.close();
 }
 
-fn send(link: &mut Link, material: &Material, round: &Round) -> Result<(u64, Tally)> {
+fn send(
+    link: &mut Link,
+    material: &Material,
+    round: &Round,
+    priority: &mut Background,
+) -> Result<(u64, Tally)> {
     let (mut frames, mut tally) = (0, Tally::default());
     while let Some(batch) = round.batches.get(round.next.fetch_add(1, Ordering::Relaxed)) {
+        priority.go_on();
         let (packed, start, before) = (material.packing.next(), Instant::now(), tally.content);
         link.send_with(|encoder, out| {
             encoder.pack(packed);

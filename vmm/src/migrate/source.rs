@@ -33,7 +33,7 @@ use super::send::{Batch, Material, Pool, Tally};
 use super::tls::Credentials;
 use super::{Instance, hold, hooks};
 use crate::api::{MigrateOut, MigrationStatus, Outcome, Phase};
-use crate::priority;
+use crate::priority::{self, Background, Favoured};
 
 /// What fits the last delta into one write on the control connection; more is spread over the data streams.
 const INLINE_BYTES: u64 = 4 << 20;
@@ -41,8 +41,6 @@ const INLINE_BYTES: u64 = 4 << 20;
 const QUIET: Duration = Duration::from_millis(300);
 /// … or for this long in all.
 const LINGER: Duration = Duration::from_secs(3);
-/// How often the tap queues are looked at meanwhile.
-const LOOK: Duration = Duration::from_millis(1);
 /// The part of the blackout that is not bytes, until it has been measured: pause, save, load, two round trips.
 const FIXED: Duration = Duration::from_millis(10);
 
@@ -71,6 +69,12 @@ impl Outgoing {
             instance.epoch,
             instance.epoch + 1,
             request.next_epoch
+        );
+        ensure!(
+            Duration::from_millis(request.budget_ms) > FIXED,
+            "a blackout of {} ms cannot be had: {} ms go by with nothing left to send",
+            request.budget_ms,
+            FIXED.as_millis()
         );
         let credentials = Credentials::load(&request.tls)?;
         let (progress, gate) = (Arc::new(Progress::new(&request.migration_id)), Arc::new(Gate::default()));
@@ -268,6 +272,8 @@ impl Source {
 
         self.progress.enter(Phase::Prepared);
         self.hold(Phase::Prepared, Some(&mut streams.control))?;
+        // After the record nothing brings the machine back: a destination that died meanwhile must not take it along.
+        streams.control.still_there()?;
         self.gate.commit()?;
         watch.lap("decide");
         Ok((watch, draft, hook))
@@ -277,7 +283,7 @@ impl Source {
     fn pre_copy(&self, streams: &mut Streams, stage: &mut Stage) -> Result<Pending> {
         let machine = &self.machine;
         // Not before: a handshake has its time-outs.
-        priority::background();
+        let mut priority = Background::new();
         stage.logging = true;
         machine.start_dirty_log().context("starting the dirty log")?;
         let mut pending = Pending::everything(&streams.material)?;
@@ -296,6 +302,11 @@ impl Source {
         loop {
             let began = Instant::now();
             let sent = pending.bytes();
+            if sent <= INLINE_BYTES {
+                priority.dash();
+            } else {
+                priority.go_on();
+            }
             self.send_round(streams, &pending, start + timeout)?;
             let took = began.elapsed();
             pending.pages.clear();
@@ -378,6 +389,8 @@ impl Source {
         let batches = pending.batches(&streams.material)?;
         let Streams { control, pool, material, round } = streams;
         let in_one = pending.bytes() <= INLINE_BYTES;
+        // The data streams' threads have copied in the background until now.
+        let _favour = (!in_one).then(Favoured::new);
         let mut tally =
             if in_one { Tally::default() } else { pool.round(batches.clone(), || self.gate.check())? };
         let end = [
@@ -421,6 +434,7 @@ impl Source {
         watch.lap("release");
         let ran =
             released.context("releasing the disks").and_then(|()| self.tell(&mut streams, &mut watch, hook));
+        priority::ordinary();
         let outcome = match ran {
             Ok(()) => Outcome::Completed,
             Err(error) => Outcome::Doubtful {
@@ -471,7 +485,7 @@ impl Source {
             while last.elapsed() < QUIET && start.elapsed() < LINGER {
                 let frames = self.machine.take_frames()?;
                 if frames.is_empty() {
-                    std::thread::sleep(LOOK);
+                    self.machine.wait_for_frames(QUIET.saturating_sub(last.elapsed()))?;
                     continue;
                 }
                 last = Instant::now();

@@ -5,12 +5,14 @@
 //! taken for a migration that then failed go back to the head.
 
 use std::collections::VecDeque;
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use super::LARGEST;
-use super::tap::Tap;
+use super::tap::{self, Tap};
 
 /// How many frames one [`Frames::take`] gives at most.
 const TAKE: usize = 512;
@@ -70,6 +72,15 @@ impl Frames {
         }
         queues.taken.extend(frames.iter().cloned());
         Ok(frames)
+    }
+
+    /// Waits until one of the taps holds a frame, at most so long.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn wait<'a>(all: impl IntoIterator<Item = &'a Self>, longest: Duration) -> Result<()> {
+        let taps: Vec<_> = all.into_iter().map(|frames| frames.tap.as_raw_fd()).collect();
+        tap::wait_readable(&taps, longest).context("wait for frames in the taps")
     }
 
     /// The migration failed: the guest gets here what was taken.

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use libc::{c_int, c_uint, c_ulong};
@@ -114,6 +115,22 @@ impl Tap {
 impl AsRawFd for Tap {
     fn as_raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
+    }
+}
+
+/// Waits until one of the taps can be read, at most so long.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn wait_readable(taps: &[RawFd], longest: Duration) -> io::Result<()> {
+    let watched = |fd: &RawFd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 };
+    let mut watched: Vec<_> = taps.iter().map(watched).collect();
+    let count = libc::nfds_t::try_from(watched.len()).unwrap_or(0);
+    let millis = c_int::try_from(longest.as_millis().saturating_add(1)).unwrap_or(c_int::MAX);
+    // SAFETY: `watched` holds `count` pollfds for as long as the call lasts.
+    match check(unsafe { libc::poll(watched.as_mut_ptr(), count, millis) }) {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+        other => other,
     }
 }
 
