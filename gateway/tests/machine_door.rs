@@ -143,6 +143,80 @@ async fn ports_inside_the_machine_are_forwarded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ports_and_sockets_of_the_machine_lead_back_to_the_client() {
+    let stage = Stage::new().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mine = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut asked = String::new();
+            stream.read_to_string(&mut asked).await.unwrap();
+            stream.write_all(format!("the client heard {asked}").as_bytes()).await.unwrap();
+        }
+    });
+    let (there, socket) = (common::free_port(), stage.path("there"));
+    let options = [
+        "-R".to_owned(),
+        format!("{there}:127.0.0.1:{mine}"),
+        "-R".to_owned(),
+        format!("{}:127.0.0.1:{mine}", socket.display()),
+        "-o".to_owned(),
+        "ExitOnForwardFailure=yes".to_owned(),
+    ];
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    // The "machine" is this host: what listens there can be reached from here.
+    let mut ssh = stage.ssh_with("ann", "web", &options, &["echo up; cat"]);
+    let mut ssh = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut up = [0u8; 3];
+    ssh.stdout.as_mut().unwrap().read_exact(&mut up).await.unwrap();
+    for n in 0..3 {
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", there)).await.unwrap();
+        assert_eq!(asked(&mut stream, n).await, format!("the client heard {n}"));
+        let mut stream = tokio::net::UnixStream::connect(&socket).await.unwrap();
+        assert_eq!(asked(&mut stream, n).await, format!("the client heard {n}"));
+    }
+    drop(ssh.stdin.take());
+    assert!(ssh.wait().await.unwrap().success());
+    for _ in 0..100 {
+        if tokio::net::TcpStream::connect(("127.0.0.1", there)).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the machine still listens though the client has gone");
+}
+
+/// Sends a number, ends the sending, reads the answer.
+async fn asked(
+    stream: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin),
+    number: i32,
+) -> String {
+    stream.write_all(number.to_string().as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(Duration::from_secs(20), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_of_the_machines_choice_is_told_and_one_that_is_taken_is_refused() {
+    let stage = Stage::new().await;
+    // Of both families: sshd is content with one.
+    let holder = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let taken = holder.local_addr().unwrap().port();
+    let _holder6 = tokio::net::TcpListener::bind(("::1", taken)).await.unwrap();
+    let options = ["-o", "ExitOnForwardFailure=yes", "-R", "0:127.0.0.1:1"];
+    let chosen = finish(stage.ssh_with("ann", "web", &options, &["true"]), b"").await;
+    assert_eq!(chosen.code, Some(0), "{chosen:?}");
+    let refused = format!("{taken}:127.0.0.1:1");
+    let options = ["-o", "ExitOnForwardFailure=yes", "-R", refused.as_str()];
+    let refused = finish(stage.ssh_with("ann", "web", &options, &["true"]), b"").await;
+    assert_eq!(refused.code, Some(255), "{refused:?}");
+    let lobby = finish(stage.ssh_with("ann", "lobby", &options, &["ls"]), b"").await;
+    assert_eq!(lobby.code, Some(255), "the lobby listens for nobody: {lobby:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_agent_is_forwarded_into_the_machine_and_its_connection_is_not_shared() {
     let stage = Stage::new().await;
     let socket = stage.path("agent");

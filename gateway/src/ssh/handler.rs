@@ -14,13 +14,15 @@ use russh::keys::{Certificate, HashAlg, PublicKey};
 use russh::server::{
     Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
 };
-use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Pty};
+use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Pty, server};
 use tokio::sync::Semaphore;
-use tracing::info;
+use tracing::{debug, info};
 
+use super::remote::Remote;
 use super::{Gateway, Login, forward, session};
 use crate::directory::Directory;
 use crate::route::{Destination, Door, route};
+use crate::upstream::Place;
 
 /// Channels at once in one connection. A channel holds at most a window and a queue, so this bounds a connection's memory.
 const MAX_CHANNELS: usize = 64;
@@ -51,6 +53,7 @@ pub struct Connection {
     peer: SocketAddr,
     guest: Option<Guest>,
     channels: Arc<Semaphore>,
+    remote: Remote,
     /// Fingerprints of the keys that were offered and are unknown, for the message to a person who gets nowhere.
     unknown: Vec<String>,
 }
@@ -59,7 +62,7 @@ impl Connection {
     /// A connection that has just been accepted.
     pub fn new(gateway: Arc<Gateway>, login: Arc<Login>, peer: SocketAddr) -> Self {
         let channels = Arc::new(Semaphore::new(MAX_CHANNELS));
-        Self { gateway, login, peer, guest: None, channels, unknown: Vec::new() }
+        Self { gateway, login, peer, guest: None, channels, remote: Remote::default(), unknown: Vec::new() }
     }
 
     /// What a channel's task is given: who asks, and a place among the connection's channels.
@@ -74,6 +77,13 @@ impl Connection {
             client: session.handle(),
             _slot: slot,
         })
+    }
+
+    /// Has the machine listen for this client. A refusal has no words in the protocol, so they go to the log.
+    async fn listen(&mut self, client: server::Handle, place: Place) -> Option<u32> {
+        let guest = self.guest.as_ref()?;
+        let begun = self.remote.begin(&self.gateway, guest, client, place.clone()).await;
+        begun.inspect_err(|why| debug!(peer = %self.peer, ?place, %why, "ssh: remote forward refused")).ok()
     }
 
     /// What a person is told whose keys are all unknown.
@@ -325,35 +335,35 @@ impl Handler for Connection {
 
     async fn tcpip_forward(
         &mut self,
-        _address: &str,
-        _port: &mut u32,
-        _session: &mut Session,
+        address: &str,
+        port: &mut u32,
+        session: &mut Session,
     ) -> Result<bool, Self::Error> {
-        Ok(false)
+        let chosen = self.listen(session.handle(), Place::Tcp(address.to_owned(), *port)).await;
+        if let Some(chosen) = chosen.filter(|_| *port == 0) {
+            *port = chosen;
+        }
+        Ok(chosen.is_some())
     }
 
     async fn cancel_tcpip_forward(
         &mut self,
-        _address: &str,
-        _port: u32,
+        address: &str,
+        port: u32,
         _session: &mut Session,
     ) -> Result<bool, Self::Error> {
-        Ok(false)
+        Ok(self.remote.end(Place::Tcp(address.to_owned(), port)).await)
     }
 
-    async fn streamlocal_forward(
-        &mut self,
-        _path: &str,
-        _session: &mut Session,
-    ) -> Result<bool, Self::Error> {
-        Ok(false)
+    async fn streamlocal_forward(&mut self, path: &str, session: &mut Session) -> Result<bool, Self::Error> {
+        Ok(self.listen(session.handle(), Place::UnixSocket(path.to_owned())).await.is_some())
     }
 
     async fn cancel_streamlocal_forward(
         &mut self,
-        _path: &str,
+        path: &str,
         _session: &mut Session,
     ) -> Result<bool, Self::Error> {
-        Ok(false)
+        Ok(self.remote.end(Place::UnixSocket(path.to_owned())).await)
     }
 }

@@ -9,7 +9,7 @@
 //! Invariants:
 //! - Nobody is silently dropped: whoever is turned away reads why, before the version line, as a banner or on standard error.
 //! - Who has not proved a key within the grace is cut off, whatever they send or do not send.
-//! - A connection's task never waits for a machine. Only the tasks of its channels do.
+//! - A connection's task never waits for a machine, but for a remote forward (`-R`), and then 10 s at most. The tasks of its channels do.
 //! - What a client sends to a channel that takes nothing is queued up to a window and a queue (about 4 MiB); beyond that the client's
 //!   own connection waits, since russh cannot hold back one channel alone. No other connection is concerned.
 
@@ -17,6 +17,7 @@ pub mod algorithms;
 pub(crate) mod bridge;
 mod forward;
 mod handler;
+mod remote;
 mod session;
 mod severable;
 

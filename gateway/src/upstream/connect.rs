@@ -8,6 +8,7 @@ use mashines_fleet::record::Machine;
 use russh::client::{self, AuthResult, ChannelOpenHandle, Handle, Msg, Session};
 use russh::keys::PublicKeyOrCertificate;
 use russh::{Channel, ChannelOpenFailure, server};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::credentials::{Credentials, NoCertificate};
@@ -21,6 +22,9 @@ const HANDSHAKE: Duration = Duration::from_secs(20);
 
 /// How long a first certificate may take that is on its way.
 const CERTIFICATE: Duration = Duration::from_secs(5);
+
+/// Channels at once that a machine may open over one connection.
+const MAX_CHANNELS: usize = 64;
 
 /// Why a machine was not entered.
 #[derive(Debug, thiserror::Error)]
@@ -48,11 +52,20 @@ pub enum UpstreamError {
     Ssh(String, russh::Error),
 }
 
-/// Where agent connections from a machine go: the client whose channel the connection carries.
+/// The client that gets what a machine opens, when there is one.
 #[derive(Debug, Clone, Default)]
-pub struct AgentSink(Arc<Mutex<Option<server::Handle>>>);
+pub struct Sink(Arc<Mutex<Option<server::Handle>>>);
 
-impl AgentSink {
+/// What a machine may open towards a client over one connection.
+#[derive(Debug, Clone, Default)]
+pub struct Sinks {
+    /// Connections to the client's agent: the client whose channel the connection carries.
+    pub agent: Sink,
+    /// Connections to what the machine listens on for the client.
+    pub forwards: Sink,
+}
+
+impl Sink {
     /// From now on to that client, or to nobody.
     pub fn set(&self, client: Option<server::Handle>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = client;
@@ -67,7 +80,9 @@ impl AgentSink {
 pub(super) struct Events {
     machine: Arc<Machine>,
     pins: Arc<Pins>,
-    agent: AgentSink,
+    sinks: Sinks,
+    /// Places for channels that the machine opens.
+    channels: Arc<Semaphore>,
     /// Why the host key was refused; russh itself only says that it was.
     mismatch: Arc<Mutex<Option<HostKeyMismatch>>>,
 }
@@ -93,47 +108,74 @@ impl client::Handler for Events {
         reply: ChannelOpenHandle,
         _session: &mut Session,
     ) -> Result<(), Self::Error> {
-        let Some(client) = self.agent.get() else {
-            reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
-            return Ok(());
+        let client = self.sinks.agent.get();
+        self.lead_on(machine_side, reply, client, async |client: server::Handle| {
+            client.channel_open_agent().await
+        })
+        .await;
+        Ok(())
+    }
+
+    async fn server_channel_open_forwarded_tcpip(
+        &mut self,
+        machine_side: Channel<Msg>,
+        connected_address: &str,
+        connected_port: u32,
+        originator_address: &str,
+        originator_port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        let (at, from) = (connected_address.to_owned(), originator_address.to_owned());
+        let open = async move |client: server::Handle| {
+            client.channel_open_forwarded_tcpip(at, connected_port, from, originator_port).await
+        };
+        self.lead_on(machine_side, reply, self.sinks.forwards.get(), open).await;
+        Ok(())
+    }
+
+    async fn server_channel_open_forwarded_streamlocal(
+        &mut self,
+        machine_side: Channel<Msg>,
+        socket_path: &str,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        let path = socket_path.to_owned();
+        let open = async move |client: server::Handle| client.channel_open_forwarded_streamlocal(path).await;
+        self.lead_on(machine_side, reply, self.sinks.forwards.get(), open).await;
+        Ok(())
+    }
+}
+
+impl Events {
+    /// Joins a channel that the machine opened with one that `open` opens to the client.
+    async fn lead_on<Opening>(
+        &self,
+        machine_side: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        client: Option<server::Handle>,
+        open: impl FnOnce(server::Handle) -> Opening + Send + 'static,
+    ) where
+        Opening: Future<Output = Result<Channel<server::Msg>, russh::Error>> + Send,
+    {
+        let Some(client) = client else {
+            // Nobody asked the machine for this.
+            return reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
+        };
+        let Ok(place) = Arc::clone(&self.channels).try_acquire_owned() else {
+            return reply.reject(ChannelOpenFailure::ResourceShortage).await;
         };
         tokio::spawn(async move {
-            match client.channel_open_agent().await {
+            match open(client).await {
                 Ok(client_side) => {
                     reply.accept().await;
                     bridge::plain(machine_side, client_side).await;
                 }
                 Err(_gone) => reply.reject(ChannelOpenFailure::ConnectFailed).await,
             }
+            drop(place);
         });
-        Ok(())
-    }
-
-    // Nothing was asked of the machine that would make it open these.
-
-    async fn server_channel_open_forwarded_tcpip(
-        &mut self,
-        _channel: Channel<Msg>,
-        _connected_address: &str,
-        _connected_port: u32,
-        _originator_address: &str,
-        _originator_port: u32,
-        reply: ChannelOpenHandle,
-        _session: &mut Session,
-    ) -> Result<(), Self::Error> {
-        reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
-        Ok(())
-    }
-
-    async fn server_channel_open_forwarded_streamlocal(
-        &mut self,
-        _channel: Channel<Msg>,
-        _socket_path: &str,
-        reply: ChannelOpenHandle,
-        _session: &mut Session,
-    ) -> Result<(), Self::Error> {
-        reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
-        Ok(())
     }
 }
 
@@ -160,21 +202,19 @@ impl Connector {
         Self { credentials, pins: Arc::default(), port, config: Arc::new(config) }
     }
 
-    pub async fn connect(
-        &self,
-        machine: &Arc<Machine>,
-    ) -> Result<(Handle<Events>, AgentSink), UpstreamError> {
+    pub async fn connect(&self, machine: &Arc<Machine>) -> Result<(Handle<Events>, Sinks), UpstreamError> {
         let slug = || machine.slug.to_string();
         let (key, certificate) = self.credentials.wait(CERTIFICATE).await?;
         let address = SocketAddr::new(machine.net.ipv6.into(), self.port);
         let stream =
             dial(address, patience(machine)).await.map_err(|error| UpstreamError::Dial(slug(), error))?;
-        let agent = AgentSink::default();
+        let sinks = Sinks::default();
         let mismatch = Arc::new(Mutex::new(None));
         let events = Events {
             machine: Arc::clone(machine),
             pins: Arc::clone(&self.pins),
-            agent: agent.clone(),
+            sinks: sinks.clone(),
+            channels: Arc::new(Semaphore::new(MAX_CHANNELS)),
             mismatch: Arc::clone(&mismatch),
         };
         let shake = async {
@@ -184,7 +224,7 @@ impl Connector {
         };
         let outcome = timeout(HANDSHAKE, shake).await.map_err(|_elapsed| UpstreamError::Slow(slug()))?;
         match outcome {
-            Ok((handle, AuthResult::Success)) => Ok((handle, agent)),
+            Ok((handle, AuthResult::Success)) => Ok((handle, sinks)),
             Ok((_, AuthResult::Failure { .. })) => Err(UpstreamError::Denied(slug())),
             Err(error) => {
                 let mismatch = mismatch.lock().unwrap_or_else(PoisonError::into_inner).take();

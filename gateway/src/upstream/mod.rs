@@ -5,6 +5,7 @@
 //!   blocks its whole connection; with one channel there is nobody else to block. Guests' `MaxSessions` never bites either.
 //! - A connection whose channel ended cleanly is kept for the next channel of the same account and machine, so that a second
 //!   `ssh web@… true` costs no key exchange. One that forwarded an agent is not kept.
+//! - What a machine opens by itself (agent, `-R`) goes to the one client that the connection serves, and to nobody else.
 //! - It survives a move: the machine keeps its address, and nothing here looks at where it is.
 
 mod connect;
@@ -12,5 +13,5 @@ pub mod credentials;
 pub mod pins;
 mod pool;
 
-pub use connect::{AgentSink, UpstreamError};
-pub use pool::{Lease, Pool, Wanted};
+pub use connect::UpstreamError;
+pub use pool::{Lease, Listening, Place, Pool, Wanted};

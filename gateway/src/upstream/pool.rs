@@ -10,7 +10,7 @@ use russh::client::{Handle, Msg};
 use russh::{Channel, Disconnect, server};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::connect::{AgentSink, Connector, Events, UpstreamError};
+use super::connect::{Connector, Events, Sinks, UpstreamError};
 use super::credentials::Credentials;
 
 /// How long a connection waits for its next channel.
@@ -26,7 +26,7 @@ type Key = (AccountId, MachineId);
 
 struct Waiting {
     handle: Handle<Events>,
-    agent: AgentSink,
+    sinks: Sinks,
     since: Instant,
 }
 
@@ -52,7 +52,7 @@ pub struct Lease {
     pool: Arc<Pool>,
     key: Key,
     handle: Handle<Events>,
-    agent: AgentSink,
+    sinks: Sinks,
     reusable: bool,
 }
 
@@ -71,7 +71,7 @@ impl Pool {
     ) -> Result<(Lease, Channel<Msg>), UpstreamError> {
         let key = (account.clone(), machine.id.clone());
         while let Some(waiting) = self.take(&key) {
-            let lease = self.lease(key.clone(), waiting.handle, waiting.agent);
+            let lease = self.lease(key.clone(), waiting.handle, waiting.sinks);
             match timeout(REOPEN, lease.open(wanted)).await {
                 Ok(Ok(channel)) => return Ok((lease, channel)),
                 // It answered, so it is alive; the machine does not want this channel.
@@ -83,15 +83,26 @@ impl Pool {
                 Ok(Err(_)) | Err(_) => drop(lease),
             }
         }
-        let (handle, agent) = self.connector.connect(machine).await?;
-        let lease = self.lease(key, handle, agent);
+        let (handle, sinks) = self.connector.connect(machine).await?;
+        let lease = self.lease(key, handle, sinks);
         let channel =
             lease.open(wanted).await.map_err(|error| UpstreamError::Ssh(machine.slug.to_string(), error))?;
         Ok((lease, channel))
     }
 
-    fn lease(self: &Arc<Self>, key: Key, handle: Handle<Events>, agent: AgentSink) -> Lease {
-        Lease { pool: Arc::clone(self), key, handle, agent, reusable: true }
+    /// A connection into `machine` on which it listens for `client`, and on nothing else's behalf.
+    pub async fn listen_for(
+        &self,
+        machine: &Arc<Machine>,
+        client: server::Handle,
+    ) -> Result<Listening, UpstreamError> {
+        let (handle, sinks) = self.connector.connect(machine).await?;
+        sinks.forwards.set(Some(client));
+        Ok(Listening { handle: Some(handle) })
+    }
+
+    fn lease(self: &Arc<Self>, key: Key, handle: Handle<Events>, sinks: Sinks) -> Lease {
+        Lease { pool: Arc::clone(self), key, handle, sinks, reusable: true }
     }
 
     fn take(&self, key: &Key) -> Option<Waiting> {
@@ -104,13 +115,13 @@ impl Pool {
         taken
     }
 
-    fn put(self: &Arc<Self>, key: Key, handle: Handle<Events>, agent: AgentSink) {
+    fn put(self: &Arc<Self>, key: Key, handle: Handle<Events>, sinks: Sinks) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let list = waiting.entry(key).or_default();
         if list.len() >= IDLE_EACH {
             return;
         }
-        list.push(Waiting { handle, agent, since: Instant::now() });
+        list.push(Waiting { handle, sinks, since: Instant::now() });
         let pool = Arc::clone(self);
         tokio::spawn(async move {
             sleep(IDLE).await;
@@ -127,6 +138,56 @@ impl Pool {
     }
 }
 
+/// A connection on which a machine listens for one client; the machine ends that when it is dropped.
+pub struct Listening {
+    /// Always there until it is dropped.
+    handle: Option<Handle<Events>>,
+}
+
+/// What a machine listens on.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// A TCP port, 0 for one of the machine's choice, at an address as the client wrote it.
+    Tcp(String, u32),
+    /// A unix socket.
+    UnixSocket(String),
+}
+
+impl Listening {
+    /// Begins to listen. Returns the port that the machine chose, when it was to choose.
+    pub async fn begin(&self, place: Place) -> Result<u32, russh::Error> {
+        let handle = self.handle.as_ref().ok_or(russh::Error::Disconnect)?;
+        match place {
+            Place::Tcp(address, port) => handle.tcpip_forward(address, port).await,
+            Place::UnixSocket(path) => handle.streamlocal_forward(path).await.map(|()| 0),
+        }
+    }
+
+    /// Listens there no longer.
+    pub async fn end(&self, place: Place) -> Result<(), russh::Error> {
+        let handle = self.handle.as_ref().ok_or(russh::Error::Disconnect)?;
+        match place {
+            Place::Tcp(address, port) => handle.cancel_tcpip_forward(address, port).await,
+            Place::UnixSocket(path) => handle.cancel_streamlocal_forward(path).await,
+        }
+    }
+
+    /// The connection has ended, for example with the machine.
+    pub fn is_over(&self) -> bool {
+        self.handle.as_ref().is_none_or(Handle::is_closed)
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        if let Some(handle) = self.handle.take() {
+            tokio::spawn(async move {
+                let _gone = handle.disconnect(Disconnect::ByApplication, "", "").await;
+            });
+        }
+    }
+}
+
 impl Lease {
     async fn open(&self, wanted: &Wanted) -> Result<Channel<Msg>, russh::Error> {
         match wanted {
@@ -140,7 +201,7 @@ impl Lease {
 
     /// Sends the machine's agent connections to that client.
     pub fn forward_agent(&mut self, client: server::Handle) {
-        self.agent.set(Some(client));
+        self.sinks.agent.set(Some(client));
         // The machine's sshd keeps the agent's socket for as long as the connection lives: nobody else may find it.
         self.reusable = false;
     }
@@ -148,8 +209,8 @@ impl Lease {
     /// The channel has ended in order: the connection waits for the next one, if it may.
     pub fn give_back(self) {
         if self.reusable && !self.handle.is_closed() {
-            let Self { pool, key, handle, agent, .. } = self;
-            pool.put(key, handle, agent);
+            let Self { pool, key, handle, sinks, .. } = self;
+            pool.put(key, handle, sinks);
         } else {
             tokio::spawn(async move {
                 let _gone = self.handle.disconnect(Disconnect::ByApplication, "", "").await;

@@ -508,7 +508,15 @@ impl Stopped {
     fn new(activation: Option<Fired>) -> Self {
         let watch = Stopwatch::default();
         let favour = Favoured::new();
-        Self { favour, watch, activation, frames: Vec::new(), frame_bytes: 0, last_round: false, blocks: false }
+        Self {
+            favour,
+            watch,
+            activation,
+            frames: Vec::new(),
+            frame_bytes: 0,
+            last_round: false,
+            blocks: false,
+        }
     }
 
     fn keep(&mut self, frames: Vec<NetFrame>) -> Result<()> {
