@@ -7,6 +7,7 @@
 //! | [`upstream`] | the gateway's own connections into machines |
 //! | [`lobby`] | the CLI's commands for people who name no machine |
 //! | [`ports`], [`splice`] | shared IPv4 ports, through the kernel |
+//! | [`proxied`] | who a load balancer speaks for |
 //! | [`limits`] | how many connections, how fast, before anybody is known |
 //!
 //! Control is asked for two things only: certificates (kept on disk, renewed early) and the lobby's commands. Everything else goes on
@@ -20,6 +21,7 @@ pub mod keys;
 pub mod limits;
 pub mod lobby;
 pub mod ports;
+pub mod proxied;
 pub mod route;
 pub mod splice;
 pub mod ssh;
@@ -31,6 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use ipnetwork::IpNetwork;
 use mashines_fleet::daemon::Common;
 use mashines_fleet::id::HostId;
 use mashines_fleet::view::View;
@@ -45,6 +48,7 @@ use crate::directory::Directory;
 use crate::limits::{Door, Limits};
 use crate::lobby::Lobby;
 use crate::ports::Ports;
+use crate::proxied::Balancers;
 use crate::ssh::Gateway;
 use crate::upstream::Pool;
 use crate::upstream::credentials::Credentials;
@@ -73,6 +77,9 @@ pub struct Config {
     /// Seconds to prove a key.
     #[serde(default = "grace")]
     pub login_grace_s: u64,
+    /// Networks of load balancers: a connection from there begins with a PROXY header (version 1 or 2), which says who the client is.
+    #[serde(default)]
+    pub proxy_from: Vec<IpNetwork>,
     /// Limits of port 22. Connections that have proved no key get a quarter of the places.
     #[serde(default)]
     pub ssh_limits: Limits,
@@ -151,6 +158,7 @@ impl Doors {
             directory,
             machine_port: self.config.machine_port,
             login_grace: Duration::from_secs(self.config.login_grace_s),
+            balancers: Balancers::new(self.config.proxy_from),
             door: Door::new(self.config.ssh_limits),
             strangers: Door::new(ssh::stranger_limits(self.config.ssh_limits)),
         });
@@ -176,6 +184,7 @@ fn ports_of(config: &Config, common: &Common) -> anyhow::Result<Option<Ports>> {
         entry,
         bind: config.ports_bind.clone(),
         machine_port: config.machine_port,
+        balancers: Balancers::new(config.proxy_from.clone()),
         limits: config.port_limits,
     }))
 }

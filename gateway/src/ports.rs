@@ -21,6 +21,7 @@ use crate::dial::{dial, patience, prepare};
 use crate::directory::{is_alive, not_running};
 use crate::farewell::{farewell, turn_away};
 use crate::limits::{Door, Limits};
+use crate::proxied::{self, Balancers};
 use crate::splice;
 
 /// Pause before a port that could not be bound, or an accept that failed, is tried again.
@@ -66,6 +67,8 @@ pub struct Ports {
     pub bind: Vec<IpAddr>,
     /// The port of machines' sshd.
     pub machine_port: u16,
+    /// Who speaks for others.
+    pub balancers: Balancers,
     /// Connections allowed through all ports together.
     pub limits: Limits,
 }
@@ -84,7 +87,11 @@ impl Ports {
             listeners.retain(|socket, _| sockets.contains(socket));
             for socket in sockets {
                 listeners.entry(socket).or_insert_with(|| {
-                    let spliced = Spliced { machine_port: self.machine_port, door: Arc::clone(&door) };
+                    let spliced = Spliced {
+                        machine_port: self.machine_port,
+                        balancers: self.balancers.clone(),
+                        door: Arc::clone(&door),
+                    };
                     Listening(tokio::spawn(spliced.listen(socket, targets.clone())))
                 });
             }
@@ -110,6 +117,7 @@ type Targets = watch::Receiver<Arc<BTreeMap<u16, Target>>>;
 #[derive(Debug, Clone)]
 struct Spliced {
     machine_port: u16,
+    balancers: Balancers,
     door: Arc<Door>,
 }
 
@@ -119,11 +127,24 @@ impl Spliced {
         info!(%socket, "shared port listens");
         loop {
             match listener.accept().await {
+                Ok((stream, peer)) if self.balancers.include(peer.ip()) => {
+                    tokio::spawn(self.clone().admit_for(stream, peer, socket.port(), targets.clone()));
+                }
                 Ok((stream, peer)) => self.admit(stream, peer, socket.port(), &targets),
                 Err(error) => {
                     warn!(%error, %socket, "accepting on a shared port");
                     tokio::time::sleep(RETRY).await;
                 }
+            }
+        }
+    }
+
+    /// Admits whom a load balancer speaks for.
+    async fn admit_for(self, mut stream: TcpStream, balancer: SocketAddr, port: u16, targets: Targets) {
+        match proxied::client(&mut stream, balancer).await {
+            Ok(client) => self.admit(stream, client, port, &targets),
+            Err(error) => {
+                warn!(%balancer, port, %error, "shared port: a load balancer's connection is refused")
             }
         }
     }

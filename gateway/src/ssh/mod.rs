@@ -38,6 +38,7 @@ use crate::directory::Directory;
 use crate::farewell::turn_away;
 use crate::limits::{Door, Limits, Slot};
 use crate::lobby::Lobby;
+use crate::proxied::{self, Balancers};
 use crate::upstream::Pool;
 use severable::Severable;
 
@@ -65,6 +66,8 @@ pub struct Gateway {
     pub machine_port: u16,
     /// Time to prove a key.
     pub login_grace: Duration,
+    /// Who speaks for others.
+    pub balancers: Balancers,
     /// Connections in all.
     pub door: Arc<Door>,
     /// Connections that have not proved a key.
@@ -126,12 +129,28 @@ impl Gateway {
     pub async fn serve(self: Arc<Self>, listener: TcpListener, config: Arc<server::Config>) {
         loop {
             match listener.accept().await {
+                Ok((stream, peer)) if self.balancers.include(peer.ip()) => {
+                    tokio::spawn(Arc::clone(&self).admit_for(stream, peer, Arc::clone(&config)));
+                }
                 Ok((stream, peer)) => self.admit(stream, peer, &config),
                 Err(error) => {
                     warn!(%error, "accepting an SSH connection");
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
+        }
+    }
+
+    /// Admits whom a load balancer speaks for.
+    async fn admit_for(
+        self: Arc<Self>,
+        mut stream: TcpStream,
+        balancer: SocketAddr,
+        config: Arc<server::Config>,
+    ) {
+        match proxied::client(&mut stream, balancer).await {
+            Ok(client) => self.admit(stream, client, &config),
+            Err(error) => warn!(%balancer, %error, "ssh: a load balancer's connection is refused"),
         }
     }
 

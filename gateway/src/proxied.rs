@@ -1,0 +1,170 @@
+//! The PROXY protocol, versions 1 and 2: a load balancer's first bytes say who its client is.
+//!
+//! Only balancers that the configuration names are believed, and from them a header is demanded: a port that takes both, with and
+//! without, lets anybody claim to be anybody. The header's grammar is that of HAProxy's `proxy-protocol.txt`, sections 2.1 and 2.2.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use proxy_header::{ParseConfig, ProxyHeader};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::time::timeout;
+
+/// The header follows the connection at once; a balancer has no reason to wait.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Both versions are at least this long.
+const PREFIX: usize = 16;
+/// The longest line of version 1, with its CR and LF.
+const LONGEST_LINE: usize = 107;
+/// The longest header of version 2 that is read. Addresses take 52 bytes; the rest is for what balancers add.
+const LONGEST: usize = 2048;
+
+/// Whose headers are believed.
+#[derive(Debug, Clone, Default)]
+pub struct Balancers(Vec<IpNetwork>);
+
+impl Balancers {
+    /// Those networks.
+    pub fn new(networks: Vec<IpNetwork>) -> Self {
+        Self(networks)
+    }
+
+    /// Whether a connection from there begins with a header.
+    pub fn include(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.0.iter().any(|network| network.contains(peer))
+    }
+}
+
+/// Reads the header, and not a byte more. The client's address, or the balancer's own when it speaks for itself (health checks).
+///
+/// # Errors
+/// What is no header, is too long, or does not come in time.
+pub async fn client(stream: &mut (impl AsyncRead + Unpin), balancer: SocketAddr) -> io::Result<SocketAddr> {
+    let header = timeout(PATIENCE, read(stream)).await;
+    let header =
+        header.map_err(|_late| io::Error::new(io::ErrorKind::TimedOut, "no PROXY header came"))??;
+    source(&header, balancer)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "this is no PROXY header"))
+}
+
+/// The client of a whole header.
+fn source(header: &[u8], balancer: SocketAddr) -> Option<SocketAddr> {
+    let (parsed, length) = ProxyHeader::parse(header, ParseConfig::default()).ok()?;
+    let whole = length == header.len();
+    whole.then(|| parsed.proxied_address().map_or(balancer, |address| address.source))
+}
+
+async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+    let mut header = vec![0; PREFIX];
+    // "PROXY UNKNOWN\r\n" is one byte shorter, and nothing may be read that is not the header's.
+    stream.read_exact(&mut header[..PREFIX - 1]).await?;
+    header.truncate(PREFIX - 1);
+    if header.starts_with(b"PROXY ") {
+        while !header.ends_with(b"\r\n") && header.len() < LONGEST_LINE {
+            header.push(stream.read_u8().await?);
+        }
+        return Ok(header);
+    }
+    header.push(stream.read_u8().await?);
+    let rest = usize::from(u16::from_be_bytes([header[PREFIX - 2], header[PREFIX - 1]]));
+    if PREFIX + rest > LONGEST {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the PROXY header is too long, or none"));
+    }
+    header.resize(PREFIX + rest, 0);
+    stream.read_exact(&mut header[PREFIX..]).await?;
+    Ok(header)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proxy_header::ProxiedAddress;
+
+    use super::*;
+
+    const BALANCER: &str = "192.0.2.9:40000";
+
+    async fn told(bytes: &[u8]) -> Result<(SocketAddr, Vec<u8>), io::ErrorKind> {
+        let mut stream = bytes;
+        let client = client(&mut stream, BALANCER.parse().unwrap()).await.map_err(|error| error.kind())?;
+        Ok((client, stream.to_vec()))
+    }
+
+    fn version_2(source: &str, destination: &str) -> Vec<u8> {
+        let address = ProxiedAddress::stream(source.parse().unwrap(), destination.parse().unwrap());
+        let mut bytes = Vec::new();
+        ProxyHeader::with_address(address).encode_v2(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[tokio::test]
+    async fn the_client_is_told_and_what_follows_is_left() {
+        for (header, client) in [
+            (b"PROXY TCP4 198.51.100.7 192.0.2.1 5000 22\r\n".to_vec(), "198.51.100.7:5000"),
+            (b"PROXY TCP6 2001:db8::7 2001:db8::1 5000 22\r\n".to_vec(), "[2001:db8::7]:5000"),
+            (b"PROXY UNKNOWN\r\n".to_vec(), BALANCER),
+            (b"PROXY UNKNOWN what ever\r\n".to_vec(), BALANCER),
+            (version_2("198.51.100.7:5000", "192.0.2.1:22"), "198.51.100.7:5000"),
+            (version_2("[2001:db8::7]:5000", "[2001:db8::1]:22"), "[2001:db8::7]:5000"),
+            (b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0".to_vec(), BALANCER),
+        ] {
+            let followed = [&header[..], b"SSH-2.0-x\r\n"].concat();
+            assert_eq!(
+                told(&followed).await,
+                Ok((client.parse().unwrap(), b"SSH-2.0-x\r\n".to_vec())),
+                "{client}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_header_is_refused() {
+        for bytes in [
+            &b"SSH-2.0-OpenSSH_9.9\r\n"[..],
+            b"PROXY TCP4 198.51.100.7\r\n",
+            b"PROXY TCP4 999.51.100.7 192.0.2.1 5000 22\r\n",
+            b"PROXY TCP4 198.51.100.7 192.0.2.1 70000 22\r\n",
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff and so on",
+            b"",
+        ] {
+            assert!(told(bytes).await.is_err(), "{}", bytes.escape_ascii());
+        }
+        let endless = [&b"PROXY TCP4 "[..], &[b'1'; 4000]].concat();
+        assert_eq!(told(&endless).await, Err(io::ErrorKind::InvalidData));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_balancer_that_says_nothing_is_not_waited_for() {
+        let (_silent, mut ours) = tokio::io::duplex(64);
+        let error = client(&mut ours, BALANCER.parse().unwrap()).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn only_named_networks_are_believed() {
+        let balancers =
+            Balancers::new(vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()]);
+        for (ip, believed) in [
+            ("192.0.2.7", true),
+            ("::ffff:192.0.2.7", true),
+            ("198.51.100.1", false),
+            ("2001:db8::1", true),
+            ("::1", false),
+        ] {
+            assert_eq!(balancers.include(ip.parse().unwrap()), believed, "{ip}");
+        }
+        assert!(!Balancers::default().include("192.0.2.7".parse().unwrap()));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_end_in_an_address_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..300), version in 0usize..3) {
+            let begin: &[u8] = [&b""[..], b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"][version];
+            let _ = source(&[begin, &bytes].concat(), BALANCER.parse().unwrap());
+        }
+    }
+}
