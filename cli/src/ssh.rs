@@ -128,7 +128,7 @@ pub async fn run(program: &str, arguments: Vec<String>) -> Result<Exit, CliError
 pub fn known_hosts(account: &Account) -> String {
     let domain = &account.domain;
     match &account.ssh_ca {
-        Some(ca) => format!("@cert-authority *.{domain},{domain} {}\n", ca.trim()),
+        Some(ca) => format!("@cert-authority *.{domain},{domain},[*.{domain}]:* {}\n", ca.trim()),
         None => String::new(),
     }
 }

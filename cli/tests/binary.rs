@@ -112,7 +112,10 @@ async fn enter_hands_ssh_the_door_the_key_alias_and_the_fleets_ca() {
     ];
     assert_eq!(text(&entered.stdout).lines().collect::<Vec<_>>(), expected);
     let line = std::fs::read_to_string(known).unwrap();
-    assert_eq!(line, "@cert-authority *.mashine.test,mashine.test ssh-ed25519 AAAAC3Nza test\n");
+    assert_eq!(
+        line,
+        "@cert-authority *.mashine.test,mashine.test,[*.mashine.test]:* ssh-ed25519 AAAAC3Nza test\n"
+    );
     let gateway = mashines(&fleet, &["enter", "web", "--via", "gateway"], "").await;
     assert!(text(&gateway.stdout).ends_with("-p\n22\nweb@mashine.test\n"), "{}", text(&gateway.stdout));
 }

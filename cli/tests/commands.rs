@@ -285,7 +285,10 @@ async fn ssh_config_names_every_machine_and_trusts_the_ca() {
         assert!(out.lines().any(|l| l == line), "{line:?} is not in {out}");
     }
     let (_, out, _) = fleet.lobby("ssh-config --known-hosts").await;
-    assert_eq!(out, "@cert-authority *.mashine.test,mashine.test ssh-ed25519 AAAAC3Nza test\n");
+    assert_eq!(
+        out,
+        "@cert-authority *.mashine.test,mashine.test,[*.mashine.test]:* ssh-ed25519 AAAAC3Nza test\n"
+    );
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mashines_fleet::daemon::Common;
-use mashines_fleet::host_api::{MachineSpec, PutVolume};
+use mashines_fleet::host_api::{MachineSpec, PutVolume, SshHostKey};
 use mashines_fleet::id::{HostId, MachineId, MigrationId};
 use mashines_fleet::pki::{Ca, ClientCertificates, Identity};
 use mashines_fleet::record::{Host, Machine};
@@ -129,13 +129,14 @@ impl Control {
     ///
     /// # Errors
     /// Its account is gone.
-    pub fn spec(&self, machine: &Machine) -> Result<MachineSpec> {
+    pub async fn spec(&self, machine: &Machine) -> Result<MachineSpec> {
         let view = self.view();
         let account = view.accounts.get(&machine.account).ok_or_else(|| {
             Failure::internal(format!("account {} of machine {} is gone", machine.account, machine.id))
         })?;
         let host = machine.place.as_ref().and_then(|place| view.hosts.get(&place.host));
         let volumes = volumes_of(&view, machine);
+        let ssh_host_key = self.host_key(machine).await?;
         Ok(MachineSpec {
             id: machine.id.clone(),
             slug: machine.slug.to_string(),
@@ -149,11 +150,30 @@ impl Control {
             private_prefix: account.private_prefix,
             ssh_keys: account.ssh_keys.clone(),
             ssh_user_ca: view.config.as_ref().and_then(|config| config.ssh_ca.clone()),
+            ssh_host_key,
             volumes: volumes
                 .iter()
                 .map(|v| PutVolume { id: v.id.clone(), name: v.name.clone(), size_mib: v.size_mib })
                 .collect(),
         })
+    }
+
+    /// What the machine's sshd proves its name with.
+    async fn host_key(&self, machine: &Machine) -> Result<Option<SshHostKey>> {
+        let kept: Option<Secret> = self.records.private(Private::HostKey(&machine.id)).await?;
+        let Some(Secret { public, secret }) = kept else { return Ok(None) };
+        let view = self.view();
+        let domain = view.config.as_ref().map(|config| config.domain.clone()).unwrap_or_default();
+        let mut names = vec![
+            format!("{}.{domain}", machine.slug),
+            machine.slug.to_string(),
+            machine.net.ipv6.to_string(),
+            machine.net.private6.to_string(),
+        ];
+        // Whoever comes by the shared port knows the entry's name only.
+        names.extend(machine.net.ssh_port.iter().map(|port| format!("{}.{domain}", port.entry)));
+        let certificate = self.ssh_ca.certify_host(&public, machine.slug.as_str(), &names)?;
+        Ok(Some(SshHostKey { private_pem: secret, public, certificate }))
     }
 
     /// The machine's record, by its id.

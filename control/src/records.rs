@@ -53,6 +53,8 @@ pub enum Private<'a> {
     Ca,
     /// The platform's SSH CA.
     SshCa,
+    /// The key that a machine's sshd proves its name with.
+    HostKey(&'a MachineId),
     /// A person's token, by its hash.
     Token(&'a str),
     /// A join token, by its hash.
@@ -89,6 +91,7 @@ impl std::fmt::Display for Private<'_> {
         match self {
             Self::Ca => f.write_str("ca"),
             Self::SshCa => f.write_str("ssh-ca"),
+            Self::HostKey(machine) => write!(f, "host-key/{machine}"),
             Self::Token(hash) => write!(f, "token/{hash}"),
             Self::Join(hash) => write!(f, "join/{hash}"),
             Self::App(account, app) => write!(f, "app/{account}/{app}"),

@@ -1,4 +1,5 @@
-//! The platform's SSH CA: machines trust it, and the gateway enters them with certificates of it that live a day.
+//! The platform's SSH CA. Machines trust it, and the gateway enters them with certificates of it that live a day. People trust it, and
+//! machines prove their names with certificates of it: one line in `known_hosts` is all that a person needs.
 
 use russh::keys::ssh_key::LineEnding;
 use russh::keys::ssh_key::certificate::{Builder, CertType};
@@ -6,10 +7,14 @@ use russh::keys::ssh_key::private::Ed25519Keypair;
 use russh::keys::{PrivateKey, PublicKey};
 
 use crate::failure::{Failure, Result};
+use crate::found::Secret;
 use crate::time::now;
 
 /// How long a certificate lives, seconds.
 const LIFE_S: u64 = 24 * 3600;
+/// How long a host certificate lives, seconds. A machine gets it at its boot and may run for years; who takes its name next gets
+/// another key.
+const HOST_LIFE_S: u64 = 5 * 366 * 24 * 3600;
 /// Clocks of machines may be this much behind, seconds.
 const BEHIND_S: u64 = 600;
 
@@ -58,14 +63,7 @@ impl SshCa {
     pub fn certify(&self, public_key: &str, who: &str) -> Result<String> {
         let key = parse_key(public_key)?;
         let failed = failed("sign an SSH certificate");
-        let now_s = now() / 1000;
-        let nonce: [u8; 32] = rand::random();
-        let mut builder =
-            Builder::new(nonce, key.key_data().clone(), now_s.saturating_sub(BEHIND_S), now_s + LIFE_S)
-                .map_err(&failed)?;
-        builder.serial(rand::random()).map_err(&failed)?;
-        builder.cert_type(CertType::User).map_err(&failed)?;
-        builder.key_id(who).map_err(&failed)?;
+        let mut builder = begun(&key, who, CertType::User, LIFE_S)?;
         builder.valid_principal("root").map_err(&failed)?;
         for extension in ["permit-agent-forwarding", "permit-port-forwarding", "permit-pty", "permit-user-rc"]
         {
@@ -73,6 +71,42 @@ impl SshCa {
         }
         builder.sign(&self.0).map_err(&failed)?.to_openssh().map_err(failed)
     }
+
+    /// A certificate for a machine's host key: it is who answers to these names. One line.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`](crate::failure::Kind::Invalid): the key is none.
+    pub fn certify_host(&self, public_key: &str, who: &str, names: &[String]) -> Result<String> {
+        let key = parse_key(public_key)?;
+        let failed = failed("sign an SSH host certificate");
+        let mut builder = begun(&key, who, CertType::Host, HOST_LIFE_S)?;
+        names.iter().try_for_each(|name| builder.valid_principal(name).map(drop)).map_err(&failed)?;
+        builder.sign(&self.0).map_err(&failed)?.to_openssh().map_err(failed)
+    }
+}
+
+fn begun(key: &PublicKey, who: &str, kind: CertType, life_s: u64) -> Result<Builder> {
+    let failed = failed("make an SSH certificate");
+    let now_s = now() / 1000;
+    let nonce: [u8; 32] = rand::random();
+    let mut builder =
+        Builder::new(nonce, key.key_data().clone(), now_s.saturating_sub(BEHIND_S), now_s + life_s)
+            .map_err(&failed)?;
+    builder.serial(rand::random()).map_err(&failed)?;
+    builder.cert_type(kind).map_err(&failed)?;
+    builder.key_id(who).map_err(&failed)?;
+    Ok(builder)
+}
+
+/// A new host key: what stays in control's store.
+///
+/// # Errors
+/// It cannot be encoded.
+pub fn new_host_key() -> Result<Secret> {
+    let key = PrivateKey::from(Ed25519Keypair::from_seed(&rand::random()));
+    let failed = failed("write a host key");
+    let secret = key.to_openssh(LineEnding::LF).map_err(&failed)?;
+    Ok(Secret { public: key.public_key().to_openssh().map_err(&failed)?, secret: (*secret).clone() })
 }
 
 fn parse_key(text: &str) -> Result<PublicKey> {
@@ -108,6 +142,21 @@ mod tests {
         let fingerprint = ca.0.public_key().fingerprint(Default::default());
         assert!(certificate.validate([&fingerprint]).is_ok());
         assert!(ca.certify("ssh-ed25519 nonsense", "x").is_err());
+    }
+
+    #[test]
+    fn a_host_certificate_is_for_the_machines_names_and_lives_for_years() {
+        let ca = SshCa::create();
+        let key = new_host_key().unwrap();
+        let names = ["web.mashine.dev".to_owned(), "2001:db8::7".to_owned()];
+        let certificate = ca.certify_host(&key.public, "web", &names).unwrap();
+        let certificate = Certificate::from_openssh(&certificate).unwrap();
+        assert!(certificate.cert_type().is_host());
+        assert_eq!(certificate.valid_principals(), names);
+        assert!(certificate.valid_before() - certificate.valid_after() > 4 * 365 * 24 * 3600);
+        let fingerprint = ca.0.public_key().fingerprint(Default::default());
+        assert!(certificate.validate([&fingerprint]).is_ok());
+        assert!(PrivateKey::from_openssh(&key.secret).is_ok());
     }
 
     #[test]

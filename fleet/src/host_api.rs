@@ -62,8 +62,29 @@ pub struct MachineSpec {
     pub ssh_keys: Vec<String>,
     /// The SSH CA that the guest's sshd trusts for users, one line.
     pub ssh_user_ca: Option<String>,
+    /// What the machine's sshd proves its name with; without it the guest makes a key of its own.
+    #[serde(default)]
+    pub ssh_host_key: Option<SshHostKey>,
     /// Volumes in the order of the mounts, with their sizes.
     pub volumes: Vec<PutVolume>,
+}
+
+/// An Ed25519 host key with its certificate.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SshHostKey {
+    /// The private key in OpenSSH's PEM form.
+    pub private_pem: String,
+    /// The public key, one line.
+    pub public: String,
+    /// The host certificate of the fleet's SSH CA, one line.
+    pub certificate: String,
+}
+
+/// A private key belongs in no log.
+impl std::fmt::Debug for SshHostKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SshHostKey").field("public", &self.public).finish_non_exhaustive()
+    }
 }
 
 /// Makes a volume exist on the host.

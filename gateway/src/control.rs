@@ -45,10 +45,19 @@ impl Control {
 
     /// A certificate of the platform's SSH CA for `public_key`, which enters machines as root.
     pub async fn certify(&self, public_key: &str) -> Result<String, ControlError> {
+        self.ask_certificate("/internal/v1/ssh/certificates", public_key).await
+    }
+
+    /// A host certificate of the platform's SSH CA for `public_key`: it answers to the names of this entry.
+    pub async fn certify_host(&self, public_key: &str) -> Result<String, ControlError> {
+        self.ask_certificate("/internal/v1/ssh/host-certificates", public_key).await
+    }
+
+    async fn ask_certificate(&self, path: &str, public_key: &str) -> Result<String, ControlError> {
         let mut last = ControlError::NoAddress;
         for client in &self.clients {
             let request = CertificateRequest { public_key };
-            match client.post::<_, CertificateAnswer>("/internal/v1/ssh/certificates", &request).await {
+            match client.post::<_, CertificateAnswer>(path, &request).await {
                 Ok(answer) => return Ok(answer.certificate),
                 Err(error) => last = error.into(),
             }

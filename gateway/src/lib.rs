@@ -17,6 +17,7 @@ pub mod control;
 pub mod dial;
 pub mod directory;
 mod farewell;
+pub mod host_key;
 pub mod keys;
 pub mod limits;
 pub mod lobby;
@@ -45,6 +46,7 @@ use tracing::info;
 
 use crate::control::Control;
 use crate::directory::Directory;
+use crate::host_key::HostKey;
 use crate::limits::{Door, Limits};
 use crate::lobby::Lobby;
 use crate::ports::Ports;
@@ -109,7 +111,7 @@ pub async fn run(config: Config, common: Common) -> anyhow::Result<()> {
 /// The gateway's doors, bound and ready.
 pub struct Doors {
     listeners: Vec<TcpListener>,
-    server: Arc<russh::server::Config>,
+    host_key: HostKey,
     credentials: Arc<Credentials>,
     control: Control,
     ports: Option<Ports>,
@@ -121,7 +123,7 @@ impl Doors {
     pub async fn open(config: &Config, common: &Common) -> anyhow::Result<Self> {
         let directory = common.state_dir.join("gateway");
         let host_key = config.host_key.clone().unwrap_or_else(|| directory.join("host_key"));
-        let server = ssh::server_config(keys::load_or_create(&host_key)?);
+        let host_key = HostKey::load(&host_key)?;
         let credentials = Credentials::load(&directory)?;
         let control = Control::new(&common.identity, &config.control).context("the entry's certificate")?;
         let mut listeners = Vec::new();
@@ -132,7 +134,7 @@ impl Doors {
             listeners.push(listener);
         }
         let ports = ports_of(config, common)?;
-        Ok(Self { listeners, server, credentials, control, ports, config: config.clone() })
+        Ok(Self { listeners, host_key, credentials, control, ports, config: config.clone() })
     }
 
     /// Where SSH is ended.
@@ -148,6 +150,10 @@ impl Doors {
         let (tables, directory) = watch::channel(Arc::new(Directory::project(&shown)));
         tasks.spawn(follow(views, shown, tables));
         tasks.spawn(Arc::clone(&self.credentials).keep_fresh(self.control.clone()));
+        let settings = self.host_key.settings();
+        if !self.config.control.is_empty() {
+            tasks.spawn(self.host_key.keep_certified(self.control.clone()));
+        }
         if let Some(ports) = self.ports {
             let views = common.view.clone();
             tasks.spawn(async move { ports.serve(views).await });
@@ -163,7 +169,7 @@ impl Doors {
             strangers: Door::new(ssh::stranger_limits(self.config.ssh_limits)),
         });
         for listener in self.listeners {
-            tasks.spawn(Arc::clone(&gateway).serve(listener, Arc::clone(&self.server)));
+            tasks.spawn(Arc::clone(&gateway).serve(listener, settings.clone()));
         }
         tokio::select! {
             () = common.stopped() => Ok(()),

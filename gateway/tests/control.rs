@@ -19,13 +19,14 @@ use mashines_fleet::rpc::Peer;
 use serde_json::{Value, json};
 
 /// Signs as control does, with `ssh-keygen`.
-fn sign(directory: &Path, public_key: &str) -> String {
+fn sign(directory: &Path, public_key: &str, terms: &[&str]) -> String {
     let file = directory.join("asked.pub");
     std::fs::write(&file, public_key).unwrap();
     let signed = std::process::Command::new("ssh-keygen")
         .args(["-q", "-s"])
         .arg(directory.join("ca"))
-        .args(["-I", "gateway", "-n", "root", "-V", "-1m:+1d"])
+        .args(["-I", "gateway", "-V", "-1m:+1d"])
+        .args(terms)
         .arg(&file)
         .status();
     assert!(signed.unwrap().success());
@@ -39,7 +40,7 @@ fn certificates(directory: PathBuf, asked: Arc<AtomicU32>) -> Router {
         if asked.fetch_add(1, Ordering::SeqCst) == 0 {
             return StatusCode::SERVICE_UNAVAILABLE.into_response();
         }
-        let certificate = sign(&directory, body["public_key"].as_str().unwrap());
+        let certificate = sign(&directory, body["public_key"].as_str().unwrap(), &["-n", "root"]);
         Json(json!({ "certificate": certificate })).into_response()
     };
     Router::new().route("/internal/v1/ssh/certificates", post(certify))
@@ -83,4 +84,46 @@ async fn the_lobby_asks_for_the_account_of_the_key() {
         assert!(output.err.contains(&told), "{output:?}");
         assert_eq!(output.code, Some(1), "{output:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_trusts_the_ca_is_asked_no_question() {
+    let certify = |directory: &Path| {
+        let directory = directory.to_owned();
+        let sign = move |Json(body): Json<Value>| async move {
+            let names = ["-h", "-n", "mashine.dev"];
+            let certificate = sign(&directory, body["public_key"].as_str().unwrap(), &names);
+            Json(json!({ "certificate": certificate }))
+        };
+        Router::new().route("/internal/v1/ssh/host-certificates", post(sign)).fallback(any(echo))
+    };
+    let stage = Stage::with_control(certify).await;
+    let ca = std::fs::read_to_string(stage.path("ca.pub")).unwrap();
+    let known = stage.path("known_hosts");
+    std::fs::write(&known, format!("@cert-authority *.mashine.dev,mashine.dev {ca}")).unwrap();
+    let lobby = |alias: &str| {
+        let options = stage.options("ann").into_iter().map(|option| match option.as_str() {
+            "StrictHostKeyChecking=no" => "StrictHostKeyChecking=yes".to_owned(),
+            "UserKnownHostsFile=/dev/null" => format!("UserKnownHostsFile={}", known.display()),
+            _ => option,
+        });
+        let mut ssh = tokio::process::Command::new("ssh");
+        ssh.args(options).args(["-o", &format!("HostKeyAlias={alias}")]);
+        ssh.args(["-p", &stage.gateway.port().to_string(), "lobby@127.0.0.1", "help"]);
+        ssh
+    };
+    // The certificate comes a moment after the gateway.
+    let mut code = None;
+    for _ in 0..50 {
+        code = finish(lobby("mashine.dev"), b"").await.code;
+        if code == Some(0) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert_eq!(code, Some(0));
+    let other = finish(lobby("web.mashine.dev"), b"").await;
+    assert_eq!(other.code, Some(255), "the gateway is no machine: {other:?}");
+    let stage = stage.restart_without_control().await;
+    assert!(stage.path("gateway/host_key-cert.pub").exists());
 }

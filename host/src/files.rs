@@ -19,20 +19,11 @@ pub fn store_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     store(path, &bytes)
 }
 
-/// Replaces `path` with `bytes`, durably.
+/// Replaces `path` with `bytes`, durably. Only this daemon's user may read it: machines' keys are in some of them.
 pub fn store(path: &Path, bytes: &[u8]) -> Result<()> {
-    replace(path, bytes, 0o644)
-}
-
-/// As [`store`], readable by this daemon's user alone.
-pub fn store_private(path: &Path, bytes: &[u8]) -> Result<()> {
-    replace(path, bytes, 0o600)
-}
-
-fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let replace = || -> io::Result<()> {
         let next = path.with_extension("next");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&next)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&next, path)?;

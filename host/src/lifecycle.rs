@@ -141,7 +141,7 @@ impl Host {
                 std::fs::create_dir_all(&run).doing(|| format!("make the directory {}", run.display()))?;
                 let archive =
                     config_archive(&guest).doing(|| "write the guest's configuration".to_owned())?;
-                files::store_private(&dir.config(), &archive)?;
+                files::store(&dir.config(), &archive)?;
                 files::store_json(&dir.spec(), &told)
             };
             let done = all();

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 
-use mashines_fleet::host_api::MachineSpec;
+use mashines_fleet::host_api::{MachineSpec, SshHostKey};
 use mashines_fleet::id::{Epoch, VolumeId};
-use mashines_guest::config::{BUILTIN_BENCH, Config, File, Interface, NO_ROOT, Prefix, Ready, Root, Volume};
+use mashines_guest::config::{
+    BUILTIN_BENCH, Config, File, HostKey, Interface, NO_ROOT, Prefix, Ready, Root, Volume,
+};
 use mashines_vmm::api::{DiskSpec, Hooks, NetSpec, VsockSpec};
 use netd::api::{GATEWAY_V6, GUEST_MTU, tap_name};
 
@@ -133,6 +135,7 @@ pub fn guest(spec: &MachineSpec, image: &LocalImage, dns: &[IpAddr]) -> Config {
     }];
     config.ssh_authorized_keys = spec.ssh_keys.clone();
     config.ssh_user_ca = spec.ssh_user_ca.clone();
+    config.ssh_host_keys = spec.ssh_host_key.iter().map(host_key).collect();
     config.dns = dns.to_vec();
     config.env = environment(spec);
     config.volumes = volumes(spec, image.rootfs.is_some());
@@ -147,6 +150,15 @@ pub fn guest(spec: &MachineSpec, image: &LocalImage, dns: &[IpAddr]) -> Config {
         config.init_exec = Some(BUILTIN_BENCH.to_owned());
     }
     config
+}
+
+fn host_key(key: &SshHostKey) -> HostKey {
+    HostKey {
+        kind: "ed25519".to_owned(),
+        private_pem: key.private_pem.clone(),
+        public: key.public.clone(),
+        certificate: Some(key.certificate.clone()),
+    }
 }
 
 /// The names of the Fly Machines platform, so that what runs there runs here.

@@ -84,7 +84,18 @@ impl Fleet {
         }
         fleet.login(&token)?;
         fleet.wait_for_hosts()?;
+        fleet.trust()?;
         Ok(fleet)
+    }
+
+    /// The person trusts the fleet's SSH CA. The gateway has its certificate soon after it can reach control.
+    fn trust(&self) -> Result<()> {
+        let printed: Value = self.ask(&["ssh-config"])?;
+        let line = printed.get("known_hosts").and_then(Value::as_str).context("no line for known_hosts")?;
+        self.person.trust(line)?;
+        wait_for("the gateway to prove its name", Duration::from_secs(60), Duration::from_millis(500), || {
+            self.person.lobby("ls").map(drop)
+        })
     }
 
     /// A fleet that was left up by [`Fleet::leave`], to look at: it can run commands, not start or kill daemons.

@@ -11,7 +11,9 @@ use anyhow::{Context as _, Result, bail};
 use crate::netns::{ENTRY_IPV4, Place, Topology};
 use crate::run::run;
 
-/// The three ways to a machine's shell.
+const KNOWN_HOSTS: &str = "known_hosts";
+
+/// The ways to a machine's shell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Door {
     /// `ssh root@<slug>.mashine.dev`: IPv6, straight to the machine's own sshd.
@@ -46,12 +48,19 @@ impl Person {
         std::fs::write(
             &config,
             format!(
-                "Host *\n  IdentityFile {}\n  IdentitiesOnly yes\n  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n  \
-                 LogLevel ERROR\n  ConnectTimeout 20\n  BatchMode yes\n  ServerAliveInterval 15\n",
-                key.display()
+                "Host *\n  IdentityFile {}\n  IdentitiesOnly yes\n  StrictHostKeyChecking yes\n  UserKnownHostsFile {}\n  \
+                 GlobalKnownHostsFile /dev/null\n  LogLevel ERROR\n  ConnectTimeout 20\n  BatchMode yes\n  \
+                 ServerAliveInterval 15\n",
+                key.display(),
+                dir.join(KNOWN_HOSTS).display()
             ),
         )?;
         Ok(Self { topology: topology.clone(), key, config, domain: domain.to_owned() })
+    }
+
+    /// From now on this person trusts the fleet's SSH CA, by the line of `mashines ssh-config --known-hosts`, and nothing else.
+    pub fn trust(&self, known_hosts: &str) -> Result<()> {
+        Ok(std::fs::write(self.key.with_file_name(KNOWN_HOSTS), known_hosts)?)
     }
 
     /// The public key, one line.
@@ -73,7 +82,14 @@ impl Person {
             Door::Ipv6 => vec![format!("root@{slug}.{domain}")],
             Door::Port(port) => vec!["-p".into(), port.to_string(), format!("root@entry160.{domain}")],
             Door::Gateway => vec![format!("{slug}@{domain}")],
-            Door::Jump => vec!["-J".into(), format!("lobby@{domain}"), format!("root@{slug}")],
+            // A name without the domain is trusted by an alias, as `mashines ssh-config` writes it.
+            Door::Jump => vec![
+                "-o".into(),
+                format!("HostKeyAlias={slug}.{domain}"),
+                "-J".into(),
+                format!("lobby@{domain}"),
+                format!("root@{slug}"),
+            ],
         };
         // The name of a machine has an A record for its entry, so the family decides which door a name means.
         let family = if matches!(door, Door::Ipv6) { "-6" } else { "-4" };

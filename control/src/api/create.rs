@@ -24,6 +24,7 @@ use crate::found::hash;
 use crate::lifecycle::event;
 use crate::records::{Edit, Private, retrying};
 use crate::scheduler::Wanted;
+use crate::ssh_ca;
 use crate::time::now;
 
 /// How long an idempotency key means the same machine, milliseconds.
@@ -100,6 +101,7 @@ impl Launch<'_> {
         })?;
         let image_digest = digest(&*self.control.host(&host)?, &config.image)?;
         let net = self.net(&mut edit, &id).await?;
+        let host_key = ssh_ca::new_host_key()?;
         let start = !self.body.skip_launch;
         let now = now();
         let mut machine = Machine {
@@ -116,13 +118,14 @@ impl Launch<'_> {
             // One that is not started takes no room: it is placed when it is.
             place: start.then_some(Place { host, epoch: Epoch(1) }),
             net,
-            host_key_public: None,
+            host_key_public: Some(host_key.public.clone()),
             created_at: now,
             updated_at: now,
             events: Vec::new(),
         };
         event(&mut machine, "launch", if start { "started" } else { "created" }, "user", String::new(), now);
         edit.claim(Private::Slug(slug.as_str()), &id)?;
+        edit.put_private(Private::HostKey(&id), &host_key)?;
         if let Some(key) = &self.key {
             let made = Made { machine: id, request: self.request.clone(), at: now };
             edit.put_private(Private::Idempotency(account, key), &made)?;

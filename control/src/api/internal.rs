@@ -36,6 +36,7 @@ pub fn router() -> Router<Control> {
         .route(stream::PATH, get(changes))
         .route("/internal/v1/hosts/{host}/report", post(report))
         .route("/internal/v1/ssh/certificates", post(certify))
+        .route("/internal/v1/ssh/host-certificates", post(certify_host))
         .route("/internal/v1/tokens/join", post(token))
 }
 
@@ -129,6 +130,22 @@ async fn certify(
     Payload(body): Payload<CertificateRequest>,
 ) -> Answer<CertificateAnswer> {
     let certificate = control.ssh_ca.certify(&body.public_key, &format!("gateway {entry}"))?;
+    Ok(Json(CertificateAnswer { certificate }))
+}
+
+/// An entry is the fleet's gateway, by the fleet's name and by its own.
+async fn certify_host(
+    State(control): State<Control>,
+    Entry(entry): Entry,
+    Payload(body): Payload<CertificateRequest>,
+) -> Answer<CertificateAnswer> {
+    let view = control.view();
+    let domain = view.config.as_ref().map(|config| config.domain.clone()).unwrap_or_default();
+    let record = control.host(&entry)?;
+    let mut names = vec![domain.clone(), format!("{entry}.{domain}")];
+    names.extend(record.public_ipv4.iter().map(ToString::to_string));
+    names.extend(record.public_ipv6.iter().map(ToString::to_string));
+    let certificate = control.ssh_ca.certify_host(&body.public_key, &format!("gateway {entry}"), &names)?;
     Ok(Json(CertificateAnswer { certificate }))
 }
 

@@ -125,7 +125,7 @@ async fn change(control: &Control, seen: &Machine, mut with: impl FnMut(&mut Mac
 }
 
 async fn run(control: &Control, machine: &Machine, place: &Place) -> Result<()> {
-    let body = RunMachine { machine: control.spec(machine)?, epoch: place.epoch };
+    let body = RunMachine { machine: control.spec(machine).await?, epoch: place.epoch };
     let client = control.hosts.client(&*control.host(&place.host)?)?.with_timeout(RUN_TIMEOUT);
     let answer: Result<LocalMachine, RpcError> =
         client.put(&format!("/v1/machines/{}", machine.id), &body).await;
@@ -250,7 +250,9 @@ pub async fn forget(control: &Control, machine: &Machine) -> Result<()> {
         if let Some(port) = &gone.net.ssh_port {
             edit.delete_private(Private::Port(&port.entry, port.port));
         }
-        edit.delete_private(Private::Lease(&gone.id)).delete_private(Private::Stop(&gone.id));
+        edit.delete_private(Private::Lease(&gone.id))
+            .delete_private(Private::Stop(&gone.id))
+            .delete_private(Private::HostKey(&gone.id));
         gone.state = MachineState::Destroyed;
         gone.reason = None;
         event(&mut gone, "destroy", "completed", "control", String::new(), now());

@@ -244,7 +244,7 @@ impl Saga {
             ..(*machine).clone()
         };
         let body = Incoming {
-            machine: self.control.spec(&arriving)?,
+            machine: self.control.spec(&arriving).await?,
             epoch: migration.epoch.next(),
             source: migration.source.clone(),
         };

@@ -25,7 +25,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use russh::keys::PrivateKey;
+use russh::keys::{Certificate, PrivateKey};
 use russh::{Disconnect, MethodKind, MethodSet, SshId, server};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
@@ -85,7 +85,7 @@ fn methods() -> MethodSet {
 }
 
 /// russh's settings.
-pub fn server_config(host_key: PrivateKey) -> Arc<server::Config> {
+pub fn server_config(host_key: PrivateKey, certificate: Option<Certificate>) -> Arc<server::Config> {
     Arc::new(server::Config {
         server_id: SshId::Standard("SSH-2.0-mashines".into()),
         methods: methods(),
@@ -94,6 +94,7 @@ pub fn server_config(host_key: PrivateKey) -> Arc<server::Config> {
         auth_rejection_time_initial: Some(Duration::ZERO),
         max_auth_attempts: 20,
         keys: vec![host_key],
+        certificates: certificate.into_iter().collect(),
         preferred: algorithms::preferred(),
         channel_buffer_size: CHANNEL_QUEUE,
         // Sessions may be silent for days; a client that answers no keepalive for ten minutes has gone.
@@ -126,11 +127,17 @@ impl Login {
 
 impl Gateway {
     /// Accepts on `listener` for ever.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener, config: Arc<server::Config>) {
+    pub async fn serve(
+        self: Arc<Self>,
+        listener: TcpListener,
+        settings: watch::Receiver<Arc<server::Config>>,
+    ) {
         loop {
-            match listener.accept().await {
+            let accepted = listener.accept().await;
+            let config = Arc::clone(&settings.borrow());
+            match accepted {
                 Ok((stream, peer)) if self.balancers.include(peer.ip()) => {
-                    tokio::spawn(Arc::clone(&self).admit_for(stream, peer, Arc::clone(&config)));
+                    tokio::spawn(Arc::clone(&self).admit_for(stream, peer, config));
                 }
                 Ok((stream, peer)) => self.admit(stream, peer, &config),
                 Err(error) => {
