@@ -284,7 +284,7 @@ async fn ssh_config_names_every_machine_and_trusts_the_ca() {
     for line in ["Host web web.mashine.test", "  HostName 2001:db8::13e", "Host web-ipv4", "  Port 2201"] {
         assert!(out.lines().any(|l| l == line), "{line:?} is not in {out}");
     }
-    let (_, out, _) = fleet.lobby("ssh-config --known-hosts").await;
+    let (_, out, _) = fleet.lobby("known-hosts").await;
     assert_eq!(
         out,
         "@cert-authority *.mashine.test,mashine.test,[*.mashine.test]:* ssh-ed25519 AAAAC3Nza test\n"

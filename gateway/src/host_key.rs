@@ -1,6 +1,6 @@
 //! What the gateway proves its name with: a key of its own, and the certificate that the fleet's SSH CA gives it.
 //!
-//! With the certificate, people who trust the CA (`mashines ssh-config --known-hosts`) are asked no question. It is kept on disk, and
+//! With the certificate, people who trust the CA (`mashines known-hosts`) are asked no question. It is kept on disk, and
 //! asked for anew at each start and once a day, so that it never comes near its end while control can be reached at all.
 
 use std::path::{Path, PathBuf};

@@ -12,11 +12,14 @@ use mashines_fleet::api;
 use serde_json::Value;
 
 use crate::netns::{Place, Topology};
-use crate::person::Person;
+use crate::person::{Door, Person};
 use crate::run::{run, run_with_input, wait_for};
 
 /// The fleet's domain.
 pub const DOMAIN: &str = "mashine.dev";
+
+/// The port of the echo in machines, UDP and TCP.
+pub const ECHO: u16 = 7007;
 
 /// What a process of `mashinesd` does here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,7 +93,7 @@ impl Fleet {
 
     /// The person trusts the fleet's SSH CA. The gateway has its certificate soon after it can reach control.
     fn trust(&self) -> Result<()> {
-        let printed: Value = self.ask(&["ssh-config"])?;
+        let printed: Value = self.ask(&["known-hosts"])?;
         let line = printed.get("known_hosts").and_then(Value::as_str).context("no line for known_hosts")?;
         self.person.trust(line)?;
         wait_for("the gateway to prove its name", Duration::from_secs(60), Duration::from_millis(500), || {
@@ -237,15 +240,22 @@ impl Fleet {
             .with_context(|| format!("mashines {words:?} printed something else: {text:?}"))
     }
 
-    /// Copies our echo into a machine, as `/usr/local/bin/echo-server`, and back: files go both ways unharmed.
-    pub fn copy_echo_into(&self, slug: &str) -> Result<()> {
+    /// Copies our echo into a machine, as `/usr/local/bin/echo-server`, and back: files go both ways unharmed. Then runs it, on
+    /// [`ECHO`].
+    ///
+    /// Debian's `fq_codel` drops what the guest itself sent 5 ms ago when its other CPU holds the queue and gets no time: counted as
+    /// a drop by the guest, none of the fleet's. So the guest gets the queue that does not.
+    pub fn serve_echo_in(&self, slug: &str) -> Result<()> {
         let echo = std::env::var("MASHINES_BIN").context("MASHINES_BIN")? + "/mashines-echo";
         let remote = format!("root@{slug}.mashine.dev:/usr/local/bin/echo-server");
         self.person.scp(&echo, &remote)?;
         let back = self.state(Place::Client).with_extension("back");
         self.person.scp(&remote, &back.to_string_lossy())?;
         ensure!(std::fs::read(&echo)? == std::fs::read(&back)?, "the file came back different");
-        Ok(())
+        let script = format!(
+            "tc qdisc replace dev eth0 root pfifo_fast && systemd-run --quiet --unit=echo /usr/local/bin/echo-server {ECHO}"
+        );
+        self.person.sh(slug, Door::Ipv6, &script).map(drop)
     }
 
     /// A machine as the API shows it.

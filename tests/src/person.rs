@@ -58,7 +58,7 @@ impl Person {
         Ok(Self { topology: topology.clone(), key, config, domain: domain.to_owned() })
     }
 
-    /// From now on this person trusts the fleet's SSH CA, by the line of `mashines ssh-config --known-hosts`, and nothing else.
+    /// From now on this person trusts the fleet's SSH CA, by the line of `mashines known-hosts`, and nothing else.
     pub fn trust(&self, known_hosts: &str) -> Result<()> {
         Ok(std::fs::write(self.key.with_file_name(KNOWN_HOSTS), known_hosts)?)
     }

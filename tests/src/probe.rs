@@ -42,7 +42,7 @@ struct Arrivals {
     largest_gap: Duration,
 }
 
-/// How long after the last packet its echo may still arrive.
+/// The sending is over and nothing has come back for this long: what has not come back is lost. What comes late is not.
 const GRACE: Duration = Duration::from_secs(2);
 
 impl Probe {
@@ -108,8 +108,11 @@ fn receive(socket: &UdpSocket, stop: &AtomicBool) -> Result<Arrivals> {
     let mut stopped_at: Option<Instant> = None;
     let mut packet = [0_u8; 64];
     loop {
-        if stop.load(Ordering::Relaxed) && stopped_at.get_or_insert_with(Instant::now).elapsed() > GRACE {
-            return Ok(arrivals);
+        if stop.load(Ordering::Relaxed) {
+            let stopped = *stopped_at.get_or_insert_with(Instant::now);
+            if last.map_or(stopped, |last| last.max(stopped)).elapsed() > GRACE {
+                return Ok(arrivals);
+            }
         }
         let Ok(length) = socket.recv(&mut packet) else { continue };
         let Some(number) = packet.get(..length).and_then(|p| p.try_into().ok()).map(u64::from_le_bytes)

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use mashines_fleet::api;
 use mashines_fleet::record::MigrationStep;
-use mashines_tests::daemons::Fleet;
+use mashines_tests::daemons::{ECHO, Fleet};
 use mashines_tests::figures;
 use mashines_tests::guest::facts;
 use mashines_tests::netns::Place;
@@ -15,7 +15,6 @@ use mashines_tests::run::wait_for;
 use mashines_tests::stream::Stream;
 
 const SLUG: &str = "shy-otter";
-const ECHO: u16 = 7007;
 
 #[test]
 fn a_machine_is_entered_by_every_door_and_lives_on_through_a_move_and_back() -> Result<()> {
@@ -26,13 +25,7 @@ fn a_machine_is_entered_by_every_door_and_lives_on_through_a_move_and_back() -> 
     let machine: api::Machine = fleet.ask(&words)?;
     eprintln!("launched in {:.1} s at {}", begun.elapsed().as_secs_f64(), machine.ipv6);
     every_door_opens(&fleet, &machine)?;
-    fleet.copy_echo_into(SLUG)?;
-
-    fleet.person.sh(
-        SLUG,
-        Door::Ipv6,
-        &format!("systemd-run --quiet --unit=echo /usr/local/bin/echo-server {ECHO}"),
-    )?;
+    fleet.serve_echo_in(SLUG)?;
     fleet.person.sh(
         SLUG,
         Door::Ipv6,

@@ -8,6 +8,7 @@ mod drain;
 mod enter;
 mod exec;
 mod hosts;
+mod known_hosts;
 mod launch;
 mod login;
 mod logs;
@@ -100,6 +101,8 @@ enum Command {
     Uncordon(cordon::Args),
     /// Print lines for ~/.ssh/config
     SshConfig(ssh_config::Args),
+    /// Print the line for known_hosts that makes every machine trusted
+    KnownHosts(known_hosts::Args),
     /// Say what this machine can run, and what is missing
     Doctor(doctor::Args),
     /// Print the completion script of a shell
@@ -218,6 +221,7 @@ async fn dispatch(command: Command, context: &mut Context<'_>) -> Result<Exit, C
         Command::Cordon(args) => cordon::close(args, context).await,
         Command::Uncordon(args) => cordon::open(args, context).await,
         Command::SshConfig(args) => ssh_config::run(args, context).await,
+        Command::KnownHosts(args) => known_hosts::run(args, context).await,
         Command::Doctor(args) => doctor::run(args, context).await,
         Command::Completions(args) => completions::run(args, context).await,
     }

@@ -5,37 +5,26 @@ use serde::Serialize;
 
 use super::Context;
 use crate::error::{CliError, Exit};
-use crate::ssh;
 
-/// How.
+/// No choices.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   mashines ssh-config > ~/.ssh/mashines    # and in ~/.ssh/config, at its top: Include mashines
-  mashines ssh-config --known-hosts >> ~/.ssh/known_hosts")]
-pub(super) struct Args {
-    /// Print the line for known_hosts that makes every machine trusted, instead
-    #[arg(long)]
-    known_hosts: bool,
-}
+  mashines known-hosts >> ~/.ssh/known_hosts")]
+pub(super) struct Args {}
 
 /// The JSON of it.
 #[derive(Serialize)]
 struct Printed {
     ssh_config: String,
-    known_hosts: String,
 }
 
-pub(super) async fn run(args: Args, context: &mut Context<'_>) -> Result<Exit, CliError> {
+pub(super) async fn run(_args: Args, context: &mut Context<'_>) -> Result<Exit, CliError> {
     let client = context.client()?;
     let account = client.account().await?;
     let machines = client.machines().await?;
-    let printed =
-        Printed { ssh_config: config(&account, &machines), known_hosts: ssh::known_hosts(&account) };
-    if args.known_hosts && printed.known_hosts.is_empty() {
-        return Err(CliError::failed("this fleet has no SSH CA: its machines' keys are known one by one"));
-    }
-    let text = if args.known_hosts { printed.known_hosts.clone() } else { printed.ssh_config.clone() };
-    context.answer(&printed, &text).await
+    let text = config(&account, &machines);
+    context.answer(&Printed { ssh_config: text.clone() }, &text).await
 }
 
 /// Short names for each machine, addresses and all, so that it also works where the fleet's DNS is not asked.

@@ -75,6 +75,7 @@ impl Connection {
             gateway: Arc::clone(&self.gateway),
             guest,
             client: session.handle(),
+            peer: self.peer,
             _slot: slot,
         })
     }

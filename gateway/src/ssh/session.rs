@@ -1,15 +1,17 @@
 //! A session channel: through the right door.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mashines_fleet::record::Machine;
+use russh::keys::HashAlg;
 use russh::server::{self, Msg};
 use russh::{Channel, ChannelMsg};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Sleep, sleep};
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::Gateway;
 use super::bridge::{self, End, Held, STDERR};
@@ -30,14 +32,31 @@ pub struct Visit {
     pub(super) guest: Guest,
     /// The client's connection.
     pub(super) client: server::Handle,
+    /// Where the client is.
+    pub(super) peer: SocketAddr,
     /// A place among the connection's channels, given back with the visit.
     pub(super) _slot: OwnedSemaphorePermit,
 }
 
 impl Visit {
-    /// Where the guest is let in for `destination`, by what is known now.
+    /// Where the guest is let in for `destination`, by what is known now. Noted in the audit trail (the log's target `audit`): who,
+    /// from where, what, and whether.
     pub fn door(&self, destination: Destination<'_>) -> Door {
-        self.guest.door(&self.gateway.directory.borrow(), destination)
+        let door = self.guest.door(&self.gateway.directory.borrow(), destination);
+        let key = self.guest.key.fingerprint(HashAlg::Sha256);
+        let (peer, user) = (self.peer, &self.guest.user);
+        match &door {
+            Door::Machine(machine) | Door::Port(machine, _) => {
+                info!(target: "audit", %peer, user, %key, asked = ?destination, machine = %machine.slug, account = %machine.account);
+            }
+            Door::Lobby(account) => {
+                info!(target: "audit", %peer, user, %key, asked = ?destination, lobby = %account)
+            }
+            Door::Refuse(why) => {
+                info!(target: "audit", %peer, user, %key, asked = ?destination, refused = why)
+            }
+        }
+        door
     }
 }
 
@@ -112,6 +131,8 @@ struct Waiting {
     held: Held,
     bytes: usize,
     begun: bool,
+    /// Somebody sits at a terminal: what is said on standard error gets into no scp, rsync or git.
+    terminal: bool,
     told: bool,
     patience: std::pin::Pin<Box<Sleep>>,
 }
@@ -123,6 +144,7 @@ impl Waiting {
             held: VecDeque::new(),
             bytes: 0,
             begun: false,
+            terminal: false,
             told: false,
             patience: Box::pin(sleep(PATIENCE)),
         }
@@ -137,12 +159,13 @@ impl Waiting {
             self.bytes += data.len();
         }
         self.begun |= begins(&message);
+        self.terminal |= matches!(message, ChannelMsg::RequestPty { .. });
         self.held.push_back(message);
     }
 
     async fn tell(&mut self, channel: &Channel<Msg>) {
         self.told = true;
-        if self.begun {
+        if self.begun && self.terminal {
             let line = format!("mashines: waiting for machine {} to answer\r\n", self.slug);
             let _gone = channel.extended_data_bytes(STDERR, line.into_bytes()).await;
         }

@@ -8,19 +8,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use mashines_fleet::api;
-use mashines_tests::daemons::{Fleet, end};
-use mashines_tests::figures;
+use mashines_tests::daemons::{ECHO, Fleet, end};
 use mashines_tests::guest::{Facts, facts};
 use mashines_tests::netns::Place;
 use mashines_tests::person::Door;
 use mashines_tests::probe::{Probe, ProbeReport};
 use mashines_tests::run::wait_for;
 use mashines_tests::stream::{Stream, StreamReport};
+use mashines_tests::{figures, lab};
 use mashines_vmm::api::Figures;
 
 const FLEET: &str = "demo";
 const SLUG: &str = "shy-otter";
-const ECHO: u16 = 7007;
 
 fn main() -> Result<()> {
     match std::env::args().nth(1).as_deref() {
@@ -110,16 +109,14 @@ struct Seen {
 }
 
 fn one_move(fleet: &Fleet, machine: &api::Machine, progress: &Progress) -> Result<Seen> {
-    fleet.copy_echo_into(SLUG)?;
-    let start = format!("systemd-run --quiet --unit=echo /usr/local/bin/echo-server {ECHO}");
-    fleet.person.sh(SLUG, Door::Ipv6, &start)?;
+    fleet.serve_echo_in(SLUG)?;
     progress.say("a counter in an SSH session, a TCP stream of numbered blocks, a UDP probe every 2 ms");
     let counter = "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.1; done";
     let mut session = fleet.person.session(SLUG, Door::Gateway, counter)?;
     let address = SocketAddr::from((machine.ipv6, ECHO));
     let stream =
         wait_for("the echo in the machine", Duration::from_secs(10), Duration::from_millis(200), || {
-            Stream::start(&fleet.topology, Place::Client, address, Duration::from_millis(5))
+            Stream::start(&fleet.topology, Place::Client, address, Duration::from_millis(10))
         })?;
     session.line(Duration::from_secs(10))?;
     let before = facts(&fleet.person, SLUG, Door::Ipv6, &[])?;
@@ -189,10 +186,10 @@ impl Seen {
         );
         claims.judge("no UDP packet lost", self.probe.lost() == 0);
         claims.judge("the TCP stream went on, every byte right", self.stream.blocks > 0);
-        let stall = self.blackout() * 2 + Duration::from_millis(20);
+        let (allowed, words) = lab::allowed_stall(self.blackout());
         claims.judge(
-            "no stream stood still for longer than twice the blackout + 20 ms",
-            self.stream.largest_gap <= stall,
+            format!("no stream stood still for longer than {words}"),
+            self.stream.largest_gap <= allowed,
         );
         let ticks = match &self.ticks {
             Ok(ticks) => format!("the SSH session's counter went on, all of {ticks} ticks in order"),
