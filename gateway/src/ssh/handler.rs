@@ -10,6 +10,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use mashines_fleet::record::Machine;
 use russh::keys::{Certificate, HashAlg, PublicKey};
 use russh::server::{
     Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
@@ -34,11 +35,34 @@ pub struct Guest {
     pub user: String,
     /// The key that was proved. Whose it is, is looked up at each door: a key that was taken out of an account opens none.
     pub key: Arc<PublicKey>,
+    /// Where they are.
+    pub peer: SocketAddr,
 }
 
 impl Guest {
-    /// Where the guest is let in for `destination`, by what is known now.
+    /// Where the guest is let in for `destination`, by what is known now. Noted in the audit trail (the log's target `audit`): who,
+    /// from where, what, and whether.
     pub fn door(&self, directory: &Directory, destination: Destination<'_>) -> Door {
+        let door = self.look(directory, destination);
+        let key = self.key.fingerprint(HashAlg::Sha256);
+        let Self { user, peer, .. } = self;
+        match &door {
+            Door::Machine(machine) | Door::Port(machine, _) => {
+                let Machine { slug, account, .. } = &**machine;
+                info!(target: "audit", %peer, user, %key, asked = ?destination, machine = %slug, %account);
+            }
+            Door::Lobby(account) => {
+                info!(target: "audit", %peer, user, %key, asked = ?destination, lobby = %account);
+            }
+            Door::Refuse(why) => {
+                info!(target: "audit", %peer, user, %key, asked = ?destination, refused = why)
+            }
+        }
+        door
+    }
+
+    /// The same, when nothing is entered yet.
+    fn look(&self, directory: &Directory, destination: Destination<'_>) -> Door {
         match directory.person(&self.key) {
             Some(person) => route(directory, &self.user, &person, destination),
             None => Door::Refuse("the key you came with has been taken out of its account".to_owned()),
@@ -75,7 +99,6 @@ impl Connection {
             gateway: Arc::clone(&self.gateway),
             guest,
             client: session.handle(),
-            peer: self.peer,
             _slot: slot,
         })
     }
@@ -141,7 +164,8 @@ impl Handler for Connection {
         };
         let fingerprint = key.public_key.fingerprint(HashAlg::Sha256);
         info!(peer = %self.peer, user, account = %person.home, key = %fingerprint, "ssh: authenticated");
-        self.guest = Some(Guest { user: user.to_owned(), key: Arc::new(key.public_key.clone()) });
+        let key = Arc::new(key.public_key.clone());
+        self.guest = Some(Guest { user: user.to_owned(), key, peer: self.peer });
         Ok(Auth::Accept)
     }
 
@@ -330,7 +354,7 @@ impl Handler for Connection {
         _session: &mut Session,
     ) -> Result<bool, Self::Error> {
         let Some(guest) = &self.guest else { return Ok(false) };
-        let door = guest.door(&self.gateway.directory.borrow(), Destination::Session);
+        let door = guest.look(&self.gateway.directory.borrow(), Destination::Session);
         Ok(matches!(door, Door::Machine(_)))
     }
 

@@ -46,13 +46,17 @@ impl Remote {
             (self.listening, self.places) = (None, 0);
         }
         let begun = async {
-            let listening = match self.listening.take() {
+            let listening = match &mut self.listening {
                 Some(listening) => listening,
-                None => gateway.pool.listen_for(&machine, client).await.map_err(|error| error.to_string())?,
+                none => {
+                    let connected = gateway.pool.listen_for(&machine, client).await;
+                    none.insert(connected.map_err(|error| error.to_string())?)
+                }
             };
-            let chosen = listening.begin(place).await;
-            self.listening = Some(listening);
-            chosen.map_err(|_refused| format!("machine {} does not listen there", machine.slug))
+            listening
+                .begin(place)
+                .await
+                .map_err(|_refused| format!("machine {} does not listen there", machine.slug))
         };
         let chosen = timeout(PATIENCE, begun).await;
         let chosen = chosen.map_err(|_late| format!("no answer within {PATIENCE:?}"))??;

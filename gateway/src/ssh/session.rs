@@ -1,17 +1,15 @@
 //! A session channel: through the right door.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mashines_fleet::record::Machine;
-use russh::keys::HashAlg;
 use russh::server::{self, Msg};
 use russh::{Channel, ChannelMsg};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Sleep, sleep};
-use tracing::{debug, info};
+use tracing::debug;
 
 use super::Gateway;
 use super::bridge::{self, End, Held, STDERR};
@@ -32,31 +30,14 @@ pub struct Visit {
     pub(super) guest: Guest,
     /// The client's connection.
     pub(super) client: server::Handle,
-    /// Where the client is.
-    pub(super) peer: SocketAddr,
     /// A place among the connection's channels, given back with the visit.
     pub(super) _slot: OwnedSemaphorePermit,
 }
 
 impl Visit {
-    /// Where the guest is let in for `destination`, by what is known now. Noted in the audit trail (the log's target `audit`): who,
-    /// from where, what, and whether.
+    /// Where the guest is let in for `destination`, by what is known now.
     pub fn door(&self, destination: Destination<'_>) -> Door {
-        let door = self.guest.door(&self.gateway.directory.borrow(), destination);
-        let key = self.guest.key.fingerprint(HashAlg::Sha256);
-        let (peer, user) = (self.peer, &self.guest.user);
-        match &door {
-            Door::Machine(machine) | Door::Port(machine, _) => {
-                info!(target: "audit", %peer, user, %key, asked = ?destination, machine = %machine.slug, account = %machine.account);
-            }
-            Door::Lobby(account) => {
-                info!(target: "audit", %peer, user, %key, asked = ?destination, lobby = %account)
-            }
-            Door::Refuse(why) => {
-                info!(target: "audit", %peer, user, %key, asked = ?destination, refused = why)
-            }
-        }
-        door
+        self.guest.door(&self.gateway.directory.borrow(), destination)
     }
 }
 

@@ -51,6 +51,8 @@ pub struct Shape {
     pub writes_per_second: u64,
     /// Over how many pages.
     pub working_set: usize,
+    /// So many pages are written between two rounds, however fast these are; fewer when throttled.
+    pub rewritten: usize,
 }
 
 impl Default for Shape {
@@ -60,6 +62,7 @@ impl Default for Shape {
             disk_blocks: vec![64, 32],
             writes_per_second: 2000,
             working_set: 50,
+            rewritten: 0,
         }
     }
 }
@@ -241,6 +244,10 @@ impl SourceMachine for FakeMachine {
             (run.page..run.page + run.count).for_each(|page| dirty.set(run.region, page));
         }
         guest.dirty.clear();
+        if why == Harvest::Round {
+            let share = 100 - usize::from(self.throttle.load(Ordering::SeqCst));
+            (0..self.shape.rewritten * share / 100).for_each(|page| dirty.set(0, page));
+        }
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::block::{Block, DiskFile};
+use super::net::DeliveryForTests as Delivery;
 use super::rng::Rng;
 use super::vsock::Vsock;
 use super::{Gate, Interrupt, Rings, VirtioDevice, Wake};
@@ -128,4 +129,28 @@ proptest! {
             super::net::deliver_for_tests(&mut rings, &mut vec![7; length], mergeable);
         }
     }
+}
+
+/// A loop that waits for the guest's buffers hangs a guest that waits for another queue of the same device; and a kick that is asked
+/// for with buffers left untaken never comes.
+#[test]
+fn a_frame_that_lacks_buffers_waits_for_a_kick_with_the_next_one() {
+    let ram = memory::map(32).unwrap();
+    let descriptors: Vec<_> = (0..u64::from(SIZE)).map(|n| (BUFFERS + n * 2000, 1536, 2, 0)).collect();
+    let mut ring = Ring { descriptors, heads: (0..SIZE).collect(), index: 2 };
+    let mut queues = [place(&ram, 0, &ring)];
+    let (gate, interrupt) = (Gate::default(), Interrupt::new(eventfd(), eventfd()));
+    gate.open();
+    let mut frame = vec![7; 4000];
+    let deliver = |queues: &mut [Queue; 1], frame: &mut [u8]| {
+        super::net::deliver_for_tests(&mut Rings::new(queues, &ram, &interrupt, &gate), frame, true)
+    };
+    assert_eq!(deliver(&mut queues, &mut frame), Delivery::NoRoom);
+    let avail_event: u16 = ram.read_obj(GuestAddress(0x1_2000 + 4 + 8 * u64::from(SIZE))).unwrap();
+    assert_eq!(avail_event, 2, "the driver kicks when it adds its third buffer");
+    assert_eq!(queues[0].next_avail(), 0, "both buffers are still to be used");
+    ring.index = 3;
+    ram.write_obj(ring.index, GuestAddress(0x1_1000 + 2)).unwrap();
+    assert_eq!(deliver(&mut queues, &mut frame), Delivery::Done);
+    assert_eq!(queues[0].next_used(), 3);
 }

@@ -53,7 +53,7 @@ fn sweep(shape: &Shape, towards_destination: bool, step: usize) {
 }
 
 fn tiny() -> Shape {
-    Shape { ram_pages: vec![12], disk_blocks: vec![8], writes_per_second: 200, working_set: 4 }
+    Shape { ram_pages: vec![12], disk_blocks: vec![8], writes_per_second: 200, working_set: 4, rewritten: 0 }
 }
 
 #[test]
@@ -68,7 +68,13 @@ fn a_cut_at_each_record_towards_the_source_leaves_one_runner() {
 
 #[test]
 fn a_cut_within_parallel_streams_leaves_one_runner() {
-    let shape = Shape { ram_pages: vec![1400], disk_blocks: vec![64], writes_per_second: 0, working_set: 1 };
+    let shape = Shape {
+        ram_pages: vec![1400],
+        disk_blocks: vec![64],
+        writes_per_second: 0,
+        working_set: 1,
+        rewritten: 0,
+    };
     sweep(&shape, true, 23);
 }
 

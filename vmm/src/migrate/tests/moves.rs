@@ -68,9 +68,8 @@ fn the_calls_come_in_the_documented_order() {
 
 #[test]
 fn a_guest_that_writes_too_fast_is_throttled_and_released() {
-    // A budget that leaves a millisecond for what is left to send.
-    let shape =
-        Shape { ram_pages: vec![8000], writes_per_second: 400_000, working_set: 8000, disk_blocks: vec![] };
+    // A budget that leaves a millisecond for what is left to send, or twelve at most.
+    let shape = Shape { ram_pages: vec![30_000], rewritten: 30_000, disk_blocks: vec![], ..Shape::default() };
     let rig = Rig::new(&shape);
     let incoming = rig.listen();
     let request = MigrateOut {
@@ -93,8 +92,7 @@ fn a_guest_that_writes_too_fast_is_throttled_and_released() {
 
 #[test]
 fn a_guest_that_does_not_converge_goes_on_with_a_reason() {
-    let shape =
-        Shape { ram_pages: vec![4000], writes_per_second: 400_000, working_set: 4000, disk_blocks: vec![] };
+    let shape = Shape { ram_pages: vec![30_000], rewritten: 30_000, disk_blocks: vec![], ..Shape::default() };
     let rig = Rig::new(&shape);
     let incoming = rig.listen();
     let status = rig.start(MigrateOut { budget_ms: 11, ..rig.request_out(incoming.address()) }).join();

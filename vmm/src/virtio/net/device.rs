@@ -1,7 +1,8 @@
 //! The network device on its three queues.
 //!
-//! The tap is edge-triggered in epoll: after an edge it is read until it is empty or the guest has no buffers, and in the
-//! latter case the guest's next kick goes on reading.
+//! The tap is edge-triggered in epoll: after an edge it is read until it is empty or the guest has too few buffers, and in the
+//! latter case the guest's next kick goes on reading. Nothing here waits for the guest in a loop: it may be waiting for us, with its
+//! control queue.
 //!
 //! An interrupt costs the guest several exits, and that its frames have left is nothing it waits for: it hears of it with the next
 //! frame that it receives, or after many frames, or after a few milliseconds.
@@ -30,6 +31,8 @@ use crate::api::NetSpec;
 use crate::virtio::{FIRST_TOKEN, Rings, VirtioDevice, Wake, read_from};
 
 const DEVICE_ID: u32 = 1;
+/// So many frames one way, then the other queues have their turn: a driver may wait for its control queue before it does anything else.
+const BURST: usize = 64;
 /// The guest hears at once of frames sent when so many bytes …
 const UNTOLD_BYTES: usize = 16 << 10;
 /// … or so many frames are untold …
@@ -112,24 +115,21 @@ impl Net {
         Arc::clone(&self.frames)
     }
 
-    /// Delivers until the tap is empty, the guest has no room, or the gate closes.
-    fn receive(&mut self, rings: &mut Rings<'_>) {
-        loop {
-            let full = self.receive_burst(rings);
-            if rings.signal(RECEIVE) && self.untold.0 > 0 {
-                rings.signalled(TRANSMIT);
-                self.untold = (0, 0);
-            }
-            // Without room: wait for the driver's kick, unless buffers came just now.
-            if rings.gate.is_closed() || !full || !rings.listen(RECEIVE) {
-                return;
-            }
+    /// Delivers until the tap is empty, the guest has no room, or the gate closes; true when it stopped for other work before.
+    fn receive(&mut self, rings: &mut Rings<'_>) -> bool {
+        let busy = self.receive_burst(rings);
+        if rings.signal(RECEIVE) && self.untold.0 > 0 {
+            rings.signalled(TRANSMIT);
+            self.untold = (0, 0);
         }
+        busy
     }
 
-    /// True when frames may be left for want of room.
     fn receive_burst(&mut self, rings: &mut Rings<'_>) -> bool {
-        while !rings.gate.is_closed() {
+        for _ in 0..BURST {
+            if rings.gate.is_closed() {
+                return false;
+            }
             let delivery = match self.frames.next() {
                 Some(mut frame) => {
                     let delivery = deliver(rings, &mut frame, self.mergeable);
@@ -140,8 +140,8 @@ impl Net {
                 }
                 None => {
                     // The tap's own queue is the better place to wait.
-                    if !rings.has_buffer(RECEIVE) {
-                        return true;
+                    if !rings.has_buffer(RECEIVE) && !rings.listen(RECEIVE) {
+                        return false;
                     }
                     let Some(length) = self.read_tap() else { return false };
                     let frame = &mut self.buffer[..length];
@@ -154,11 +154,11 @@ impl Net {
             };
             match delivery {
                 Delivery::Done => {}
-                Delivery::NoRoom => return true,
+                Delivery::NoRoom => return false,
                 Delivery::Dropped => debug!("a frame larger than the guest's buffers was dropped"),
             }
         }
-        false
+        true
     }
 
     fn read_tap(&mut self) -> Option<usize> {
@@ -171,27 +171,37 @@ impl Net {
         }
     }
 
-    fn transmit(&mut self, rings: &mut Rings<'_>) {
-        loop {
-            while !rings.gate.is_closed() {
-                let Some(chain) = rings.pop(TRANSMIT) else { break };
-                let head = chain.head_index();
-                let mut length = 0;
-                if let Ok(mut reader) = chain.reader(rings.memory) {
-                    length = reader.available_bytes();
-                    self.send(&mut reader, length);
-                }
-                rings.push(TRANSMIT, head, 0);
-                // Also a buffer that held no frame is the driver's again.
-                self.untold = (self.untold.0 + 1, self.untold.1.saturating_add(length));
-            }
-            if self.untold.0 >= UNTOLD_FRAMES || self.untold.1 >= UNTOLD_BYTES {
-                self.tell_sent(rings);
-            }
-            if rings.gate.is_closed() || !rings.listen(TRANSMIT) {
-                return;
-            }
+    /// Sends what there is, or until the gate closes; true when it stopped for other work before.
+    fn transmit(&mut self, rings: &mut Rings<'_>) -> bool {
+        let busy = self.transmit_burst(rings);
+        if self.untold.0 >= UNTOLD_FRAMES || self.untold.1 >= UNTOLD_BYTES {
+            self.tell_sent(rings);
         }
+        busy
+    }
+
+    fn transmit_burst(&mut self, rings: &mut Rings<'_>) -> bool {
+        for _ in 0..BURST {
+            if rings.gate.is_closed() {
+                return false;
+            }
+            let Some(chain) = rings.pop(TRANSMIT) else {
+                if rings.listen(TRANSMIT) {
+                    continue;
+                }
+                return false;
+            };
+            let head = chain.head_index();
+            let mut length = 0;
+            if let Ok(mut reader) = chain.reader(rings.memory) {
+                length = reader.available_bytes();
+                self.send(&mut reader, length);
+            }
+            rings.push(TRANSMIT, head, 0);
+            // Also a buffer that held no frame is the driver's again.
+            self.untold = (self.untold.0 + 1, self.untold.1.saturating_add(length));
+        }
+        true
     }
 
     fn tell_sent(&mut self, rings: &mut Rings<'_>) {
@@ -282,16 +292,23 @@ impl VirtioDevice for Net {
     }
 
     fn wake(&mut self, wake: Wake, rings: &mut Rings<'_>) {
-        match wake {
+        let mut busy = match wake {
             Wake::Queue(RECEIVE) | Wake::Source(_) => self.receive(rings),
             Wake::Queue(TRANSMIT) => self.transmit(rings),
-            Wake::Queue(_) => self.control(rings),
-            Wake::Late => self.tell_sent(rings),
-            Wake::All => {
-                self.transmit(rings);
-                self.receive(rings);
+            Wake::Queue(_) => {
                 self.control(rings);
+                false
             }
+            Wake::Late => {
+                self.tell_sent(rings);
+                false
+            }
+            Wake::All => true,
+        };
+        while busy && !rings.gate.is_closed() {
+            let sending = self.transmit(rings);
+            busy = self.receive(rings) || sending;
+            self.control(rings);
         }
     }
 

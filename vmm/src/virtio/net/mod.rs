@@ -9,7 +9,7 @@ mod tap;
 pub use device::Net;
 pub use frames::Frames;
 #[cfg(test)]
-pub use receive::deliver as deliver_for_tests;
+pub use receive::{Delivery as DeliveryForTests, deliver as deliver_for_tests};
 
 /// The virtio-net header before every frame, in the queues and at the tap, in bytes.
 pub const HEADER: usize = 12;

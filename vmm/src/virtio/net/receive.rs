@@ -18,7 +18,7 @@ const MOST_BUFFERS: usize = 256;
 pub enum Delivery {
     /// In the guest.
     Done,
-    /// There is no room now.
+    /// There is no room now; the driver kicks when it has made some.
     NoRoom,
     /// It will never fit into buffers such as this driver gives.
     Dropped,
@@ -34,6 +34,11 @@ pub fn deliver(rings: &mut Rings<'_>, frame: &mut [u8], mergeable: bool) -> Deli
             return Delivery::Dropped;
         }
         let Some(chain) = rings.pop(RECEIVE) else {
+            // Asked for now, with all buffers taken: the driver kicks with the next one that it adds. Asked for with some given
+            // back, it would kick for those only, which it has added already.
+            if rings.listen(RECEIVE) {
+                continue;
+            }
             give_back(rings, buffers.len());
             return Delivery::NoRoom;
         };
