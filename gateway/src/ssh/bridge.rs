@@ -19,6 +19,9 @@ use crate::upstream::Lease;
 /// How long a machine may take to confirm the end of a channel whose client has gone.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// How long the end of a machine's output waits for the exit status.
+const EXIT: Duration = Duration::from_secs(1);
+
 /// Extended data of this kind is standard error (RFC 4254 §5.2).
 pub const STDERR: u32 = 1;
 
@@ -156,17 +159,34 @@ async fn pass_answers(
     to: &ChannelWriteHalf<server::Msg>,
     client: &server::Handle,
 ) -> Result<End, russh::Error> {
-    while let Some(message) = from.wait().await {
+    // A client that has read the end of the output closes the channel, and a status that comes after that reaches nobody. So the
+    // end waits for the status, for as long as a process may take that has closed its output and is about to exit.
+    let (mut exited, mut ended) = (false, false);
+    loop {
+        let message = match timeout(if ended { EXIT } else { Duration::MAX }, from.wait()).await {
+            Ok(Some(message)) => message,
+            Ok(None) => return Ok(End::Broken),
+            Err(_late) => {
+                to.eof().await?;
+                ended = false;
+                continue;
+            }
+        };
         match message {
             ChannelMsg::Data { data } => to.data_bytes(data).await?,
             ChannelMsg::ExtendedData { data, ext } => to.extended_data_bytes(ext, data).await?,
-            ChannelMsg::Eof => to.eof().await?,
-            ChannelMsg::ExitStatus { exit_status } => to.exit_status(exit_status).await?,
+            ChannelMsg::Eof if exited => to.eof().await?,
+            ChannelMsg::Eof => ended = true,
+            ChannelMsg::ExitStatus { exit_status } => {
+                to.exit_status(exit_status).await?;
+                exited = true;
+            }
             ChannelMsg::ExitSignal { signal_name, core_dumped, error_message, lang_tag } => {
                 let sent = client
                     .exit_signal_request(to.id(), signal_name, core_dumped, error_message, lang_tag)
                     .await;
                 sent.map_err(|()| russh::Error::SendError)?;
+                exited = true;
             }
             ChannelMsg::Failure => {
                 refuse(to, "the machine's sshd refuses this command or subsystem").await;
@@ -176,8 +196,11 @@ async fn pass_answers(
             // Success, window news: the client had its answers, russh keeps the windows.
             _ => (),
         }
+        if exited && ended {
+            to.eof().await?;
+            ended = false;
+        }
     }
-    Ok(End::Broken)
 }
 
 /// Says why on standard error and ends the channel as `ssh` ends when it fails: with 255.
