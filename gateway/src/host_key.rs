@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::control::Control;
-use crate::keys::{load_or_create, write_private};
+use crate::keys::{certificate_of, load_or_create, write_private};
 use crate::ssh::server_config;
 
 /// Between two certificates.
@@ -41,7 +41,7 @@ impl HostKey {
         let mut file = path.as_os_str().to_owned();
         file.push("-cert.pub");
         let file = PathBuf::from(file);
-        let kept = std::fs::read_to_string(&file).ok().and_then(|text| parse(&text, &key).ok());
+        let kept = std::fs::read_to_string(&file).ok().and_then(|text| host_certificate_of(&text, &key).ok());
         let settings = watch::Sender::new(server_config(key.clone(), kept));
         Ok(Self { key, file, settings })
     }
@@ -72,7 +72,8 @@ impl HostKey {
     async fn certify(&self, control: &Control) -> anyhow::Result<()> {
         let public = self.key.public_key().to_openssh().context("encoding the gateway's host key")?;
         let text = control.certify_host(&public).await?;
-        let certificate = parse(&text, &self.key).context("the host certificate that control sent")?;
+        let certificate =
+            host_certificate_of(&text, &self.key).context("the host certificate that control sent")?;
         if let Err(error) = write_private(&self.file, text.as_bytes()) {
             warn!(%error, file = %self.file.display(), "the host certificate is used, but could not be kept on disk");
         }
@@ -82,9 +83,8 @@ impl HostKey {
     }
 }
 
-fn parse(text: &str, key: &PrivateKey) -> anyhow::Result<Certificate> {
-    let certificate = Certificate::from_openssh(text.trim()).context("not an OpenSSH certificate")?;
+fn host_certificate_of(text: &str, key: &PrivateKey) -> anyhow::Result<Certificate> {
+    let certificate = certificate_of(key, text)?;
     anyhow::ensure!(certificate.cert_type().is_host(), "it is no host's");
-    anyhow::ensure!(certificate.public_key() == key.public_key().key_data(), "it certifies another key");
     Ok(certificate)
 }

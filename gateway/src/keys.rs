@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use russh::keys::key::safe_rng;
 use russh::keys::ssh_key::LineEnding;
-use russh::keys::{Algorithm, PrivateKey, load_secret_key};
+use russh::keys::{Algorithm, Certificate, PrivateKey, load_secret_key};
 
 /// The key at `path`; made and written (mode 0600, whole or not at all) where there is none.
 ///
@@ -27,6 +27,16 @@ pub fn load_or_create(path: &Path) -> anyhow::Result<PrivateKey> {
     write_private(path, text.as_bytes())
         .with_context(|| format!("writing a new key to {}", path.display()))?;
     Ok(key)
+}
+
+/// Reads a certificate, one line, of `key`.
+///
+/// # Errors
+/// It is none, or another key's.
+pub fn certificate_of(key: &PrivateKey, text: &str) -> anyhow::Result<Certificate> {
+    let certificate = Certificate::from_openssh(text.trim()).context("not an OpenSSH certificate")?;
+    anyhow::ensure!(certificate.public_key() == key.public_key().key_data(), "it certifies another key");
+    Ok(certificate)
 }
 
 /// Writes `contents` to `path`, mode 0600, so that a reader finds the old file or the whole new one.

@@ -95,21 +95,9 @@ impl Host {
     ) -> Result<SocketAddr> {
         let here = held.instance()?;
         let volumes: Vec<PathBuf> = here.spec.volumes.iter().map(|v| self.layout.volume(&v.id)).collect();
-        let mut record = Move {
-            id: id.clone(),
-            machine: here.id().clone(),
-            side: Side::Destination,
-            epoch: here.epoch,
-            peer: source.clone(),
-            address: None,
-            // On record before they are made: whoever takes up after a crash removes them.
-            made: volumes,
-            state: LocalMigrationState::Active,
-            phase: None,
-            error: None,
-            figures: None,
-            settled: false,
-        };
+        let begun = Move::begun(id.clone(), here.id().clone(), Side::Destination, here.epoch, source.clone());
+        // The volumes are on record before they are made: whoever takes up after a crash removes them.
+        let mut record = Move { made: volumes, ..begun };
         self.put_move(record.clone()).await?;
         self.write_files(&here, image, self.hooks(&here)?, made).await?;
         self.netd.call(netd::api::Request::Prepare(network::port(&here.spec, here.epoch)?)).await?;
@@ -196,20 +184,9 @@ impl Host {
 
     async fn send(&self, held: &Held, id: &MigrationId, order: &Outgoing) -> Result<LocalMigration> {
         let next = order.epoch.next();
-        let record = Move {
-            id: id.clone(),
-            machine: order.machine.clone(),
-            side: Side::Source,
-            epoch: order.epoch,
-            peer: order.destination.clone(),
-            address: Some(order.address),
-            made: Vec::new(),
-            state: LocalMigrationState::Active,
-            phase: None,
-            error: None,
-            figures: None,
-            settled: false,
-        };
+        let (machine, peer) = (order.machine.clone(), order.destination.clone());
+        let begun = Move::begun(id.clone(), machine, Side::Source, order.epoch, peer);
+        let record = Move { address: Some(order.address), ..begun };
         self.put_move(record.clone()).await?;
         let before = held.instance()?.migration;
         held.update(|i| i.migration = Some(id.clone())).await?;

@@ -50,6 +50,24 @@ pub struct Move {
 }
 
 impl Move {
+    /// One that begins: nothing is known of it but who takes part.
+    pub fn begun(id: MigrationId, machine: MachineId, side: Side, epoch: Epoch, peer: HostId) -> Self {
+        Self {
+            id,
+            machine,
+            side,
+            epoch,
+            peer,
+            address: None,
+            made: Vec::new(),
+            state: LocalMigrationState::Active,
+            phase: None,
+            error: None,
+            figures: None,
+            settled: false,
+        }
+    }
+
     /// As control sees it.
     pub fn local(&self) -> LocalMigration {
         LocalMigration {
@@ -193,20 +211,8 @@ mod tests {
     #[test]
     fn a_move_is_settled_when_its_last_late_frame_is_through() {
         let id = MigrationId::generate();
-        let going = Move {
-            id: id.clone(),
-            machine: MachineId::random(),
-            side: Side::Source,
-            epoch: Epoch(3),
-            peer: "hostb".parse().unwrap(),
-            address: None,
-            made: Vec::new(),
-            state: LocalMigrationState::Active,
-            phase: None,
-            error: None,
-            figures: None,
-            settled: false,
-        };
+        let peer = "hostb".parse().unwrap();
+        let going = Move::begun(id.clone(), MachineId::random(), Side::Source, Epoch(3), peer);
         let mut status = Status {
             machine_id: going.machine.to_string(),
             epoch: 3,

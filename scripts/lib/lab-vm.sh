@@ -79,7 +79,7 @@ lab_qemu() {
         -fsdev "local,id=src,path=$repo_root,security_model=none,multidevs=remap" -device virtio-9p-pci,fsdev=src,mount_tag=src
 }
 
-# About one start in fifty hangs: the emulated CPU 0 gets no timer interrupt any more, and the kernel complains of RCU stalls. It usually
+# Seldom (once in some fifty starts) one hangs: the emulated CPU 0 gets no timer interrupt any more, and the kernel complains of RCU stalls. It usually
 # takes 10 s; the last attempt has the patience for a very slow machine.
 lab_start_until_ready() {
     local patience

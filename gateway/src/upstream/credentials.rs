@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::control::Control;
-use crate::keys::{load_or_create, write_private};
+use crate::keys::{certificate_of, load_or_create, write_private};
 
 /// Longest pause between two looks at the clock, so that a clock that jumped is noticed.
 const LOOK: Duration = Duration::from_secs(600);
@@ -41,7 +41,7 @@ impl Credentials {
         let key = load_or_create(&directory.join("machines_key"))?;
         let file = directory.join("machines_key-cert.pub");
         let kept = std::fs::read_to_string(&file).ok();
-        let certificate = kept.and_then(|text| parse(&text, &key).ok());
+        let certificate = kept.and_then(|text| certificate_of(&key, &text).ok());
         Ok(Arc::new(Self { key: Arc::new(key), certificate: watch::Sender::new(certificate), file }))
     }
 
@@ -85,7 +85,7 @@ impl Credentials {
     async fn renew(&self, control: &Control) -> anyhow::Result<()> {
         let public = self.key.public_key().to_openssh().context("encoding the gateway's public key")?;
         let text = control.certify(&public).await?;
-        let certificate = parse(&text, &self.key).context("the certificate that control sent")?;
+        let certificate = certificate_of(&self.key, &text).context("the certificate that control sent")?;
         anyhow::ensure!(
             !until_renewal(&certificate, SystemTime::now()).is_zero(),
             "control sent a certificate that is as good as over (valid before {}): do the clocks agree?",
@@ -98,12 +98,6 @@ impl Credentials {
         self.certificate.send_replace(Some(certificate));
         Ok(())
     }
-}
-
-fn parse(text: &str, key: &PrivateKey) -> anyhow::Result<Certificate> {
-    let certificate = Certificate::from_openssh(text.trim()).context("not an OpenSSH certificate")?;
-    anyhow::ensure!(certificate.public_key() == key.public_key().key_data(), "it certifies another key");
-    Ok(certificate)
 }
 
 /// How long until two thirds of the certificate's life are over.

@@ -142,6 +142,8 @@ struct Streams {
     pool: Pool,
     material: Arc<Material>,
     round: u32,
+    /// From just before the guest stands still until there is nothing left to do for it here.
+    favour: Option<Favoured>,
 }
 
 /// How the part before the record ended, when not in an error.
@@ -233,7 +235,7 @@ impl Source {
             packing: Chooser::default(),
         });
         let pool = Pool::new(links, &material)?;
-        Ok(Streams { control, pool, material, round: 0 })
+        Ok(Streams { control, pool, material, round: 0, favour: None })
     }
 
     fn connect(&self, stream: u16, hello: &Hello) -> Result<Link> {
@@ -339,7 +341,7 @@ impl Source {
 
     fn send_round(&self, streams: &mut Streams, pending: &Pending, deadline: Instant) -> Result<()> {
         let batches = pending.batches(&streams.material)?;
-        let Streams { control, pool, material, round } = streams;
+        let Streams { control, pool, material, round, .. } = streams;
         let alive = |control: &mut Link| {
             self.gate.check()?;
             ensure!(
@@ -372,6 +374,8 @@ impl Source {
         mut pending: Pending,
     ) -> Result<Stopwatch> {
         let machine = &self.machine;
+        // Before the guest stands still. The data streams' threads have copied in the background until now.
+        streams.favour = Some(Favoured::new());
         streams.control.patience(URGENT)?;
         streams.control.send(&Message::Pausing)?;
         priority::urgent();
@@ -387,10 +391,8 @@ impl Source {
         watch.lap("harvest");
 
         let batches = pending.batches(&streams.material)?;
-        let Streams { control, pool, material, round } = streams;
+        let Streams { control, pool, material, round, .. } = streams;
         let in_one = pending.bytes() <= INLINE_BYTES;
-        // The data streams' threads have copied in the background until now.
-        let _favour = (!in_one).then(Favoured::new);
         let mut tally =
             if in_one { Tally::default() } else { pool.round(batches.clone(), || self.gate.check())? };
         let end = [
