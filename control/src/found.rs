@@ -1,5 +1,6 @@
 //! Founding a fleet: CA, SSH CA, the fleet's configuration, the first account; and tokens for those who join.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -110,8 +111,14 @@ pub async fn init(config: &Config, state_dir: &Path, founding: Founding) -> Resu
 
     let token = new_token();
     let app = DEFAULT_APP.parse().map_err(|_| Failure::internal("the default app has no valid name"))?;
-    let account =
-        Account { id: founding.account.clone(), ssh_keys: keys, private_prefix: random_ula(), admin: true };
+    let account = Account {
+        id: founding.account.clone(),
+        ssh_keys: keys,
+        private_prefix: random_ula(),
+        admin: true,
+        members: BTreeMap::new(),
+        ssh_cas: Vec::new(),
+    };
     let fleet = FleetConfig { ssh_ca: Some(ssh_ca.public()?), ..founding.fleet };
     let mut edit = records.edit();
     let none: Option<FleetConfig> = edit.get(&Key::Config).await?;

@@ -65,6 +65,8 @@ pub enum Private<'a> {
     Slug(&'a str),
     /// A shared port of an entry.
     Port(&'a HostId, u16),
+    /// An entry's shared address, of an account.
+    EntryAddress(&'a AccountId, std::net::Ipv4Addr),
     /// A public or private address.
     Address(std::net::Ipv6Addr),
     /// A volume's name in its app.
@@ -97,6 +99,7 @@ impl std::fmt::Display for Private<'_> {
             Self::App(account, app) => write!(f, "app/{account}/{app}"),
             Self::Slug(slug) => write!(f, "slug/{slug}"),
             Self::Port(entry, port) => write!(f, "port/{entry}/{port}"),
+            Self::EntryAddress(account, address) => write!(f, "entry-address/{account}/{address}"),
             Self::Address(address) => write!(f, "address/{address}"),
             Self::VolumeName(account, app, name) => write!(f, "volume-name/{account}/{app}/{name}"),
             Self::Migrating(machine) => write!(f, "migrating/{machine}"),

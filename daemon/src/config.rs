@@ -87,6 +87,9 @@ pub struct Fleet {
     /// The first and the last shared IPv4 port for SSH.
     #[serde(default = "default_ssh_ports")]
     pub ssh_ports: (u16, u16),
+    /// What becomes of a key that nobody knows: `closed` (the default), `invite`, `open`.
+    #[serde(default)]
+    pub sign_up: mashines_fleet::record::SignUp,
 }
 
 /// The public side of an entry.
@@ -204,6 +207,7 @@ impl Config {
             name_servers: fleet.name_servers.clone(),
             ssh_ports: fleet.ssh_ports,
             ssh_ca: None,
+            sign_up: fleet.sign_up,
         })
     }
 }

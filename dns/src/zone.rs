@@ -144,7 +144,9 @@ impl Zone {
 
     fn machine_data(&self, machine: &Machine) -> Vec<RData> {
         let mut data = vec![RData::AAAA(AAAA(machine.net.ipv6))];
-        if let Some(port) = &machine.net.ssh_port {
+        if let Some(own) = machine.net.entry_ipv4 {
+            data.push(RData::A(A(own)));
+        } else if let Some(port) = &machine.net.ssh_port {
             let entry = self.entries.get(&port.entry).into_iter().flatten();
             data.extend(entry.map(|ip| RData::A(A(*ip))));
         }

@@ -25,6 +25,49 @@ pub struct Account {
     /// May administer the fleet: hosts, drains, other accounts.
     #[serde(default)]
     pub admin: bool,
+    /// Other accounts whose people act for this one, and as what.
+    #[serde(default)]
+    pub members: BTreeMap<AccountId, Role>,
+    /// Certificate authorities whose user certificates enter this account.
+    #[serde(default)]
+    pub ssh_cas: Vec<TrustedCa>,
+}
+
+/// What somebody may do in an account that is not their own. Each role may do what the ones before it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Sees everything, enters and changes nothing.
+    Viewer,
+    /// Enters machines, starts, stops, moves and deploys them.
+    Operator,
+    /// Creates and removes, has the say over members and shares.
+    Admin,
+}
+
+/// A certificate authority of an account (`ssh-keygen -s`): it vouches for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrustedCa {
+    /// Its public key, OpenSSH's one-line form.
+    pub public_key: String,
+    /// Principals that enter all of the account's machines; the account's id when there is none. A certificate whose principal is a
+    /// machine's name enters that machine.
+    #[serde(default)]
+    pub principals: Vec<String>,
+    /// As what its people come.
+    pub role: Role,
+}
+
+/// One machine shared with another account.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// With whom.
+    pub account: AccountId,
+    /// As what: viewer or operator.
+    pub role: Role,
+    /// Until when; for good when there is none.
+    #[serde(default)]
+    pub expires_at: Option<UnixMs>,
 }
 
 /// A machine that runs machines, or an entry.
@@ -126,6 +169,9 @@ pub struct Machine {
     /// The machine's SSH host key, sealed by the platform; the host injects it at boot, so that it outlives its root disk.
     #[serde(default)]
     pub host_key_public: Option<String>,
+    /// Other accounts that may enter it.
+    #[serde(default)]
+    pub shares: Vec<Share>,
     /// Creation.
     pub created_at: UnixMs,
     /// Last change.
@@ -155,6 +201,9 @@ pub struct MachineNet {
     pub mac: String,
     /// The shared IPv4 port spliced to port 22.
     pub ssh_port: Option<SharedPort>,
+    /// An IPv4 address of its entry that no other machine of the account has: together with the person's key it names the machine.
+    #[serde(default)]
+    pub entry_ipv4: Option<Ipv4Addr>,
 }
 
 /// A port of an entry's public IPv4 address that belongs to one machine for life.
@@ -194,6 +243,12 @@ pub struct MachineConfig {
     /// Removed once it has stopped.
     #[serde(default)]
     pub auto_destroy: bool,
+    /// Started by whoever comes to a door of it while it is stopped.
+    #[serde(default)]
+    pub autostart: bool,
+    /// What is shown at terminals is recorded by the gateway.
+    #[serde(default)]
+    pub record_sessions: bool,
     /// Keys that this version does not act on, kept as they came.
     #[serde(flatten)]
     pub other: BTreeMap<String, serde_json::Value>,
@@ -441,6 +496,22 @@ pub struct FleetConfig {
     pub ssh_ports: (u16, u16),
     /// The platform's SSH CA for machines' and the gateway's certificates: public key, one line.
     pub ssh_ca: Option<String>,
+    /// What becomes of a key that nobody knows.
+    #[serde(default)]
+    pub sign_up: SignUp,
+}
+
+/// What becomes of a person whose key is in no account.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SignUp {
+    /// Refused.
+    #[default]
+    Closed,
+    /// Let in with an invite.
+    Invite,
+    /// May make an account.
+    Open,
 }
 
 /// A name server of the apex.

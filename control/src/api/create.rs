@@ -1,11 +1,14 @@
 //! Launching a machine: one transaction makes its record, its volumes, its name, its addresses and its place; or nothing.
 
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
 use axum::Json;
 use axum::extract::{Path, State};
 use http::HeaderMap;
 use ipnetwork::Ipv6Network;
 use mashines_fleet::api::{self, CreateMachine};
-use mashines_fleet::id::{AppName, Epoch, HostId, MachineId, Slug};
+use mashines_fleet::id::{AccountId, AppName, Epoch, HostId, MachineId, Slug};
 use mashines_fleet::record::{
     Capacity, Desired, Host, HostRole, Machine, MachineNet, MachineState, Place, SharedPort,
 };
@@ -119,6 +122,7 @@ impl Launch<'_> {
             place: start.then_some(Place { host, epoch: Epoch(1) }),
             net,
             host_key_public: Some(host_key.public.clone()),
+            shares: Vec::new(),
             created_at: now,
             updated_at: now,
             events: Vec::new(),
@@ -209,7 +213,15 @@ impl Launch<'_> {
         if let Some(port) = &ssh_port {
             edit.claim(Private::Port(&port.entry, port.port), id)?;
         }
-        Ok(MachineNet { ipv6, private6, mac: mac(id), ssh_port })
+        let entry_ipv4 = ssh_port.as_ref().and_then(|port| {
+            let of_entry = &view.hosts.get(&port.entry)?.public_ipv4;
+            let account = &self.caller.account.id;
+            free_address(of_entry, account, view.machines.values().map(|machine| &**machine))
+        });
+        if let Some(address) = entry_ipv4 {
+            edit.claim(Private::EntryAddress(&self.caller.account.id, address), id)?;
+        }
+        Ok(MachineNet { ipv6, private6, mac: mac(id), ssh_port, entry_ipv4 })
     }
 }
 
@@ -262,6 +274,24 @@ fn free_port<'a>(
     }
 }
 
+/// Of an entry's shared addresses (all but the first, which is the gateway's own), one that no machine of the account has: the one
+/// with the fewest machines of others. None when the account has a machine at each.
+fn free_address<'a>(
+    of_entry: &[Ipv4Addr],
+    account: &AccountId,
+    machines: impl Iterator<Item = &'a Machine>,
+) -> Option<Ipv4Addr> {
+    let mut users: BTreeMap<Ipv4Addr, Option<usize>> =
+        of_entry.iter().skip(1).map(|address| (*address, Some(0))).collect();
+    for machine in machines.filter(|machine| machine.state != MachineState::Destroyed) {
+        let Some(count) = machine.net.entry_ipv4.and_then(|address| users.get_mut(&address)) else {
+            continue;
+        };
+        *count = count.filter(|_| machine.account != *account).map(|count| count + 1);
+    }
+    users.into_iter().filter_map(|(address, count)| Some((count?, address))).min().map(|(_, address)| address)
+}
+
 /// For an unknown region, which there are.
 fn check_region(control: &Control, region: Option<&str>) -> Result<()> {
     let Some(region) = region else { return Ok(()) };
@@ -279,7 +309,27 @@ fn check_region(control: &Control, region: Option<&str>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::host;
+    use crate::testing::{host, machine};
+
+    #[test]
+    fn an_address_is_shared_between_accounts_and_never_within_one() {
+        let pool: Vec<Ipv4Addr> =
+            ["192.0.2.1", "192.0.2.2", "192.0.2.3"].iter().map(|text| text.parse().unwrap()).collect();
+        let at = |account: &str, address: usize| {
+            let mut machine = machine(None);
+            machine.account = account.parse().unwrap();
+            machine.net.entry_ipv4 = Some(pool[address]);
+            machine
+        };
+        let ann = "ann".parse().unwrap();
+        let free = |machines: &[Machine]| free_address(&pool, &ann, machines.iter());
+        assert_eq!(free(&[]), Some(pool[1]), "the first is the gateway's own");
+        assert_eq!(free(&[at("bob", 1)]), Some(pool[2]), "the one with the fewest");
+        assert_eq!(free(&[at("bob", 2), at("cem", 2), at("bob", 1)]), Some(pool[1]));
+        assert_eq!(free(&[at("ann", 1)]), Some(pool[2]));
+        assert_eq!(free(&[at("ann", 1), at("ann", 2)]), None);
+        assert_eq!(free_address(&pool[..1], &ann, [].into_iter()), None, "one address is the gateway's");
+    }
 
     #[test]
     fn a_shared_port_is_given_once_and_running_out_is_told() {

@@ -263,6 +263,8 @@ pub fn without_mounts(control: &Control, asked: &ConfigRequest) -> Result<Machin
         init: asked.init.clone(),
         restart: asked.restart.clone(),
         auto_destroy: asked.auto_destroy,
+        autostart: asked.autostart,
+        record_sessions: asked.record_sessions,
         other: asked.other.clone(),
     })
 }

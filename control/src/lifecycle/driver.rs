@@ -250,6 +250,9 @@ pub async fn forget(control: &Control, machine: &Machine) -> Result<()> {
         if let Some(port) = &gone.net.ssh_port {
             edit.delete_private(Private::Port(&port.entry, port.port));
         }
+        if let Some(address) = gone.net.entry_ipv4 {
+            edit.delete_private(Private::EntryAddress(&gone.account, address));
+        }
         edit.delete_private(Private::Lease(&gone.id))
             .delete_private(Private::Stop(&gone.id))
             .delete_private(Private::HostKey(&gone.id));

@@ -58,6 +58,7 @@ pub fn founding() -> Founding {
             name_servers: vec![],
             ssh_ports: (2200, 2300),
             ssh_ca: None,
+            sign_up: mashines_fleet::record::SignUp::default(),
         },
         account: "ann".parse().unwrap(),
         ssh_keys: vec![],

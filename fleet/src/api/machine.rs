@@ -85,6 +85,12 @@ pub struct ConfigRequest {
     /// Removed once it has stopped.
     #[serde(default)]
     pub auto_destroy: bool,
+    /// Started by whoever comes to a door of it while it is stopped.
+    #[serde(default)]
+    pub autostart: bool,
+    /// What is shown at terminals is recorded by the gateway.
+    #[serde(default)]
+    pub record_sessions: bool,
     /// Keys that this version does not act on, kept as they came.
     #[serde(flatten)]
     pub other: BTreeMap<String, serde_json::Value>,
