@@ -2,6 +2,7 @@
 //!
 //! One ordered stream of facts; everything else is a projection of it. `control` is the only writer.
 
+pub mod access;
 pub mod api;
 pub mod daemon;
 pub mod host_api;

@@ -48,6 +48,13 @@ pub const DEFAULT_APP: &str = "default";
 /// Header of an entry's request on behalf of an account (the lobby): the account's id.
 pub const ACCOUNT_HEADER: &str = "x-mashines-account";
 
+/// Header that says for which account a request is: one that lists the asking account among its members. Its own when absent.
+pub const ACT_FOR_HEADER: &str = "mashines-act-for";
+
+/// Header of an entry's request that lowers what the person may (`viewer`, `operator`, `admin`): they came with a certificate of the
+/// account's own authority. It never raises.
+pub const ROLE_HEADER: &str = "mashines-role";
+
 /// Any answer from 400 up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
