@@ -1,7 +1,8 @@
 //! Control, as the gateway calls it: the first of its addresses that can be reached.
 
 use http::{HeaderName, HeaderValue, Method, Response};
-use mashines_fleet::api::ACCOUNT_HEADER;
+use mashines_fleet::access::Standing;
+use mashines_fleet::api::{ACCOUNT_HEADER, ROLE_HEADER};
 use mashines_fleet::id::AccountId;
 use mashines_fleet::pki::{Identity, PkiError};
 use mashines_fleet::rpc::{Client, RpcError};
@@ -17,6 +18,29 @@ struct CertificateRequest<'a> {
 #[derive(Debug, Deserialize)]
 struct CertificateAnswer {
     certificate: String,
+}
+
+/// For whom the gateway asks, and as what they are known there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// The account.
+    pub account: AccountId,
+    /// What they are in it.
+    pub standing: Standing,
+}
+
+/// An account to be made.
+#[derive(Debug, Serialize)]
+pub struct NewAccount<'a> {
+    /// The key that was proved, one line.
+    pub public_key: &'a str,
+    /// The wanted name.
+    pub name: &'a str,
+    /// An invite, where one is needed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub invite: Option<&'a str>,
+    /// Where the person is, for limits.
+    pub source: std::net::IpAddr,
 }
 
 /// Why control gave no answer.
@@ -53,6 +77,19 @@ impl Control {
         self.ask_certificate("/internal/v1/ssh/host-certificates", public_key).await
     }
 
+    /// Makes an account for somebody whom nobody knows yet.
+    pub async fn sign_up(&self, new: &NewAccount<'_>) -> Result<(), ControlError> {
+        let mut last = ControlError::NoAddress;
+        for client in &self.clients {
+            match client.post::<_, serde_json::Value>("/internal/v1/sign-up", new).await {
+                Ok(_account) => return Ok(()),
+                Err(error @ RpcError::Unanswered { sent: false, .. }) => last = error.into(),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(last)
+    }
+
     async fn ask_certificate(&self, path: &str, public_key: &str) -> Result<String, ControlError> {
         let mut last = ControlError::NoAddress;
         for client in &self.clients {
@@ -65,16 +102,20 @@ impl Control {
         Err(last)
     }
 
-    /// A call of the public API for `account`. Another address is tried only while the request surely reached nobody.
+    /// A call of the public API for `caller`. Another address is tried only while the request surely reached nobody.
     pub async fn on_behalf(
         &self,
-        account: &AccountId,
+        caller: &Caller,
         call: Call,
     ) -> Result<Response<bytes::Bytes>, ControlError> {
         let mut last = ControlError::NoAddress;
         // An account's id is a DNS label, so it always is a header value.
-        let Ok(value) = HeaderValue::from_str(account.as_str()) else { return Err(last) };
-        let headers = [(HeaderName::from_static(ACCOUNT_HEADER), value)];
+        let Ok(account) = HeaderValue::from_str(caller.account.as_str()) else { return Err(last) };
+        let mut headers = vec![(HeaderName::from_static(ACCOUNT_HEADER), account)];
+        if let Standing::As(role) = caller.standing {
+            let Ok(role) = HeaderValue::from_str(&role.to_string()) else { return Err(last) };
+            headers.push((HeaderName::from_static(ROLE_HEADER), role));
+        }
         for client in &self.clients {
             let client = client.with_timeout(call.timeout);
             match client.request(call.method.clone(), &call.path, &headers, call.body.clone()).await {

@@ -8,25 +8,36 @@
 //! | [`lobby`] | the CLI's commands for people who name no machine |
 //! | [`ports`], [`splice`] | shared IPv4 ports, through the kernel |
 //! | [`proxied`] | who a load balancer speaks for |
+//! | [`certificate`] | user certificates of accounts' own CAs |
+//! | [`git`] | what `git push` asks for |
+//! | [`arrival`] | both ends of a connection, and what is spoken on it |
 //! | [`limits`] | how many connections, how fast, before anybody is known |
+//! | [`accounts`] | how many sessions, how fast, of one account |
+//! | `recording` | what terminals showed |
 //!
-//! Control is asked for two things only: certificates (kept on disk, renewed early) and the lobby's commands. Everything else goes on
-//! while it is down.
+//! Control is asked for certificates (kept on disk, renewed early), the lobby's commands, accounts for newcomers, and to start or make
+//! a machine that somebody comes for. Everything else goes on while it is down.
 
+pub mod accounts;
+pub mod arrival;
+pub mod certificate;
 pub mod control;
 pub mod dial;
 pub mod directory;
 mod farewell;
+pub mod git;
 pub mod host_key;
 pub mod keys;
 pub mod limits;
 pub mod lobby;
 pub mod ports;
 pub mod proxied;
+mod recording;
 pub mod route;
 pub mod splice;
 pub mod ssh;
 pub mod upstream;
+mod wake;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -39,11 +50,14 @@ use mashines_fleet::daemon::Common;
 use mashines_fleet::id::HostId;
 use mashines_fleet::view::View;
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::info;
 
+use crate::accounts::{AccountLimits, Accounts};
 use crate::control::Control;
 use crate::directory::Directory;
 use crate::host_key::HostKey;
@@ -51,9 +65,13 @@ use crate::limits::{Door, Limits};
 use crate::lobby::Lobby;
 use crate::ports::Ports;
 use crate::proxied::Balancers;
-use crate::ssh::Gateway;
+use crate::recording::Recordings;
+use crate::ssh::{Gateway, Listens};
 use crate::upstream::Pool;
 use crate::upstream::credentials::Credentials;
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
 
 /// The `[gateway]` section.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -61,6 +79,9 @@ use crate::upstream::credentials::Credentials;
 pub struct Config {
     /// Addresses where SSH is ended: `["203.0.113.160:22", "[2001:db8:160::22]:22"]`.
     pub ssh_listen: Vec<SocketAddr>,
+    /// Addresses where SSH is told apart from TLS, for networks that let nothing out but port 443: `["203.0.113.160:443"]`.
+    #[serde(default)]
+    pub tls_listen: Vec<SocketAddr>,
     /// Addresses that machines' shared ports are bound at; none when this entry has no shared ports.
     #[serde(default)]
     pub ports_bind: Vec<IpAddr>,
@@ -88,6 +109,20 @@ pub struct Config {
     /// Limits of all shared ports together.
     #[serde(default)]
     pub port_limits: Limits,
+    /// What one account may have open through this gateway.
+    #[serde(default)]
+    pub account_limits: AccountLimits,
+    /// The directory for recordings of sessions in machines whose owner wants them; `gateway/recordings` in the state directory when it
+    /// is not set.
+    #[serde(default)]
+    pub recordings: Option<PathBuf>,
+    /// Seconds that sessions have to end by themselves when the gateway is stopped.
+    #[serde(default = "drain")]
+    pub drain_s: u64,
+}
+
+fn drain() -> u64 {
+    5
 }
 
 fn ssh_port() -> u16 {
@@ -110,11 +145,12 @@ pub async fn run(config: Config, common: Common) -> anyhow::Result<()> {
 
 /// The gateway's doors, bound and ready.
 pub struct Doors {
-    listeners: Vec<TcpListener>,
+    listeners: Vec<(TcpListener, Listens)>,
+    recordings: Recordings,
     host_key: HostKey,
     credentials: Arc<Credentials>,
     control: Control,
-    ports: Option<Ports>,
+    entry: Option<HostId>,
     config: Config,
 }
 
@@ -128,18 +164,26 @@ impl Doors {
         let control = Control::new(&common.identity, &config.control).context("the entry's certificate")?;
         let mut listeners = Vec::new();
         for address in &config.ssh_listen {
-            let listener = TcpListener::bind(address).await.with_context(|| {
+            let listener = listen(*address).with_context(|| {
                 format!("listening for SSH on {address}: is the host's own sshd there? Move that to another port or address")
             })?;
-            listeners.push(listener);
+            listeners.push((listener, Listens::Ssh));
         }
-        let ports = ports_of(config, common)?;
-        Ok(Self { listeners, host_key, credentials, control, ports, config: config.clone() })
+        for address in &config.tls_listen {
+            let listener = listen(*address).with_context(|| {
+                format!("listening for SSH and TLS on {address}: does a web server run there?")
+            })?;
+            listeners.push((listener, Listens::SshAndTls));
+        }
+        let recordings = config.recordings.clone().unwrap_or_else(|| directory.join("recordings"));
+        let recordings = Recordings::new(recordings);
+        let entry = entry_of(config, common)?;
+        Ok(Self { listeners, recordings, host_key, credentials, control, entry, config: config.clone() })
     }
 
     /// Where SSH is ended.
     pub fn ssh_addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
-        self.listeners.iter().map(TcpListener::local_addr).collect()
+        self.listeners.iter().map(|(listener, _)| listener.local_addr()).collect()
     }
 
     /// Serves until the daemon ends.
@@ -154,31 +198,61 @@ impl Doors {
         if !self.config.control.is_empty() {
             tasks.spawn(self.host_key.keep_certified(self.control.clone()));
         }
-        if let Some(ports) = self.ports {
+        if let Some(entry) = self.entry {
+            let ports = Ports {
+                entry,
+                bind: self.config.ports_bind.clone(),
+                machine_port: self.config.machine_port,
+                balancers: Balancers::new(self.config.proxy_from.clone()),
+                limits: self.config.port_limits,
+                control: self.control.clone(),
+                directory: directory.clone(),
+            };
             let views = common.view.clone();
             tasks.spawn(async move { ports.serve(views).await });
         }
         let gateway = Arc::new(Gateway {
             pool: Pool::new(self.credentials, self.config.machine_port),
-            lobby: Lobby::new(self.control, directory.clone()),
+            lobby: Lobby::new(self.control.clone(), directory.clone()),
+            control: self.control,
             directory,
             machine_port: self.config.machine_port,
             login_grace: Duration::from_secs(self.config.login_grace_s),
             balancers: Balancers::new(self.config.proxy_from),
             door: Door::new(self.config.ssh_limits),
             strangers: Door::new(ssh::stranger_limits(self.config.ssh_limits)),
+            accounts: Accounts::new(self.config.account_limits),
+            recordings: Some(self.recordings),
+            connections: TaskTracker::new(),
+            closing: CancellationToken::new(),
+            ending: CancellationToken::new(),
         });
-        for listener in self.listeners {
-            tasks.spawn(Arc::clone(&gateway).serve(listener, settings.clone()));
+        for (listener, listens) in self.listeners {
+            let serving = Arc::clone(&gateway).serve(listener, listens, settings.clone());
+            // It ends when the gateway closes, which is no task's failure.
+            tokio::spawn(serving);
         }
         tokio::select! {
-            () = common.stopped() => Ok(()),
+            () = common.stopped() => {
+                gateway.drain(Duration::from_secs(self.config.drain_s)).await;
+                Ok(())
+            }
             Some(ended) = tasks.join_next() => ended.context("a task of the gateway"),
         }
     }
 }
 
-fn ports_of(config: &Config, common: &Common) -> anyhow::Result<Option<Ports>> {
+/// Binds with `SO_REUSEPORT`: the gateway that comes next listens while this one still drains.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Whose shared ports are bound here; nobody's where none are.
+fn entry_of(config: &Config, common: &Common) -> anyhow::Result<Option<HostId>> {
     if config.ports_bind.is_empty() {
         return Ok(None);
     }
@@ -186,13 +260,7 @@ fn ports_of(config: &Config, common: &Common) -> anyhow::Result<Option<Ports>> {
     let entry = entry.context(
         "[gateway] ports_bind is set, but not whose ports these are: set `entry` to this entry's host id",
     )?;
-    Ok(Some(Ports {
-        entry,
-        bind: config.ports_bind.clone(),
-        machine_port: config.machine_port,
-        balancers: Balancers::new(config.proxy_from.clone()),
-        limits: config.port_limits,
-    }))
+    Ok(Some(entry))
 }
 
 /// Projects each view of the replica that is about something else than `shown`.

@@ -6,60 +6,40 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mashines_fleet::id::HostId;
+use mashines_fleet::record::Machine;
 use mashines_fleet::view::View;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
+use crate::control::Control;
 use crate::dial::{dial, patience, prepare};
-use crate::directory::{is_alive, not_running};
+use crate::directory::{Directory, is_alive, not_running};
 use crate::farewell::{farewell, turn_away};
 use crate::limits::{Door, Limits};
-use crate::proxied::{self, Balancers};
-use crate::splice;
+use crate::proxied::Balancers;
+use crate::{arrival, splice, wake};
 
 /// Pause before a port that could not be bound, or an accept that failed, is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Where a port leads.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
-    /// The machine's name, for messages.
-    pub slug: String,
-    /// The machine's address.
-    pub ipv6: Ipv6Addr,
-    /// Why it cannot be entered now.
-    pub closed: Option<String>,
-    /// How long it may take to accept a connection.
-    pub patience: Duration,
-}
-
-/// The ports that this entry listens on, by number.
-pub fn wanted(view: &View, entry: &HostId) -> BTreeMap<u16, Target> {
-    let here = |machine: &&Arc<mashines_fleet::record::Machine>| is_alive(machine);
-    let machines = view.machines.values().filter(here);
-    machines
-        .filter_map(|machine| {
-            let port = machine.net.ssh_port.as_ref().filter(|port| port.entry == *entry)?;
-            let target = Target {
-                slug: machine.slug.to_string(),
-                ipv6: machine.net.ipv6,
-                closed: not_running(machine),
-                patience: patience(machine),
-            };
-            Some((port.port, target))
-        })
-        .collect()
+/// The machines whose ports this entry listens on, by number.
+pub fn wanted(view: &View, entry: &HostId) -> BTreeMap<u16, Arc<Machine>> {
+    let here = view.machines.values().filter(|machine| is_alive(machine));
+    let ports = here.filter_map(|machine| {
+        let port = machine.net.ssh_port.as_ref().filter(|port| port.entry == *entry)?;
+        Some((port.port, Arc::clone(machine)))
+    });
+    ports.collect()
 }
 
 /// The shared ports of one entry.
-#[derive(Debug)]
 pub struct Ports {
     /// The entry whose ports these are.
     pub entry: HostId,
@@ -71,6 +51,10 @@ pub struct Ports {
     pub balancers: Balancers,
     /// Connections allowed through all ports together.
     pub limits: Limits,
+    /// Control, to start machines that start for whoever comes.
+    pub control: Control,
+    /// Where such a machine is seen to be up.
+    pub directory: watch::Receiver<Arc<Directory>>,
 }
 
 impl Ports {
@@ -91,6 +75,8 @@ impl Ports {
                         machine_port: self.machine_port,
                         balancers: self.balancers.clone(),
                         door: Arc::clone(&door),
+                        control: self.control.clone(),
+                        directory: self.directory.clone(),
                     };
                     Listening(tokio::spawn(spliced.listen(socket, targets.clone())))
                 });
@@ -112,13 +98,16 @@ impl Drop for Listening {
     }
 }
 
-type Targets = watch::Receiver<Arc<BTreeMap<u16, Target>>>;
+/// The ports' machines, as they are now.
+type Targets = watch::Receiver<Arc<BTreeMap<u16, Arc<Machine>>>>;
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct Spliced {
     machine_port: u16,
     balancers: Balancers,
     door: Arc<Door>,
+    control: Control,
+    directory: watch::Receiver<Arc<Directory>>,
 }
 
 impl Spliced {
@@ -127,10 +116,9 @@ impl Spliced {
         info!(%socket, "shared port listens");
         loop {
             match listener.accept().await {
-                Ok((stream, peer)) if self.balancers.include(peer.ip()) => {
-                    tokio::spawn(self.clone().admit_for(stream, peer, socket.port(), targets.clone()));
+                Ok((stream, peer)) => {
+                    tokio::spawn(self.clone().receive(stream, peer, socket.port(), targets.clone()));
                 }
-                Ok((stream, peer)) => self.admit(stream, peer, socket.port(), &targets),
                 Err(error) => {
                     warn!(%error, %socket, "accepting on a shared port");
                     tokio::time::sleep(RETRY).await;
@@ -139,17 +127,16 @@ impl Spliced {
         }
     }
 
-    /// Admits whom a load balancer speaks for.
-    async fn admit_for(self, mut stream: TcpStream, balancer: SocketAddr, port: u16, targets: Targets) {
-        match proxied::client(&mut stream, balancer).await {
-            Ok(client) => self.admit(stream, client, port, &targets),
+    async fn receive(self, mut stream: TcpStream, peer: SocketAddr, port: u16, targets: Targets) {
+        match arrival::of(&mut stream, peer, &self.balancers).await {
+            Ok(arrival) => self.admit(stream, arrival.peer, port, &targets).await,
             Err(error) => {
-                warn!(%balancer, port, %error, "shared port: a load balancer's connection is refused")
+                warn!(%peer, port, %error, "shared port: a load balancer's connection is refused");
             }
         }
     }
 
-    fn admit(&self, stream: TcpStream, peer: SocketAddr, port: u16, targets: &Targets) {
+    async fn admit(&self, stream: TcpStream, peer: SocketAddr, port: u16, targets: &Targets) {
         let slot = match self.door.enter(peer.ip(), Instant::now()) {
             Ok(slot) => slot,
             Err(refusal) => {
@@ -158,41 +145,44 @@ impl Spliced {
             }
         };
         let target = targets.borrow().get(&port).cloned();
-        let machine_port = self.machine_port;
-        tokio::spawn(async move {
-            let outcome = match target {
-                None => Err((stream, "no machine owns this port any more".to_owned())),
-                Some(target) => connect(stream, &target, machine_port).await,
-            };
-            match outcome {
-                Ok(moved) => debug!(%peer, port, ?moved, "shared port: connection ended"),
-                Err((stream, why)) => {
-                    debug!(%peer, port, %why, "shared port: turned away");
-                    farewell(stream, &why).await;
-                }
+        let outcome = match target {
+            None => Err((stream, "no machine owns this port any more".to_owned())),
+            Some(target) => self.connect(stream, &target).await,
+        };
+        match outcome {
+            Ok(moved) => debug!(%peer, port, ?moved, "shared port: connection ended"),
+            Err((stream, why)) => {
+                debug!(%peer, port, %why, "shared port: turned away");
+                farewell(stream, &why).await;
             }
-            drop(slot);
-        });
+        }
+        drop(slot);
     }
-}
 
-async fn connect(
-    client: TcpStream,
-    target: &Target,
-    machine_port: u16,
-) -> Result<Option<splice::Moved>, (TcpStream, String)> {
-    if let Some(why) = &target.closed {
-        return Err((client, why.clone()));
+    async fn connect(
+        &self,
+        client: TcpStream,
+        target: &Arc<Machine>,
+    ) -> Result<Option<splice::Moved>, (TcpStream, String)> {
+        if let Some(why) = not_running(target) {
+            return Err((client, why));
+        }
+        let awake = wake::awake(&self.control, &self.directory, Arc::clone(target)).await;
+        let awake = match awake {
+            Ok(awake) => awake,
+            Err(why) => return Err((client, why)),
+        };
+        let address = SocketAddr::new(awake.net.ipv6.into(), self.machine_port);
+        let machine = match dial(address, patience(&awake)).await {
+            Ok(machine) => machine,
+            Err(error) => return Err((client, format!("machine {} cannot be reached: {error}", awake.slug))),
+        };
+        if let Err(error) = prepare(&client) {
+            return Err((client, format!("the connection broke: {error}")));
+        }
+        // A connection that ends in a reset is nobody's fault here: it only has no figures.
+        Ok(splice::join(&client, &machine).await.ok())
     }
-    let machine = match dial(SocketAddr::new(target.ipv6.into(), machine_port), target.patience).await {
-        Ok(machine) => machine,
-        Err(error) => return Err((client, format!("machine {} cannot be reached: {error}", target.slug))),
-    };
-    if let Err(error) = prepare(&client) {
-        return Err((client, format!("the connection broke: {error}")));
-    }
-    // A connection that ends in a reset is nobody's fault here: it only has no figures.
-    Ok(splice::join(&client, &machine).await.ok())
 }
 
 /// Binds, trying again for as long as the listener is wanted: whatever holds the port may let go of it.
@@ -218,7 +208,7 @@ fn complain(socket: SocketAddr, error: &io::Error) {
 
 #[cfg(test)]
 mod tests {
-    use mashines_fleet::record::{Desired, Machine, MachineState};
+    use mashines_fleet::record::{Desired, MachineState};
 
     use super::*;
     use crate::directory::tests::{machine, view};
@@ -234,7 +224,7 @@ mod tests {
         let off = Machine { state: MachineState::Stopped, ..machine("off", "ann") };
         let view = view(&[machine("web", "ann"), off, gone, elsewhere]);
         let wanted = wanted(&view, &"entry1".parse().unwrap());
-        let mut told: Vec<_> = wanted.values().map(|t| (t.slug.as_str(), t.closed.is_some())).collect();
+        let mut told: Vec<_> = wanted.values().map(|m| (m.slug.as_str(), not_running(m).is_some())).collect();
         told.sort_unstable();
         assert_eq!(told, [("off", true), ("web", false)], "a stopped machine's port says that it is stopped");
     }

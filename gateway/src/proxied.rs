@@ -4,13 +4,15 @@
 //! without, lets anybody claim to be anybody. The header's grammar is that of HAProxy's `proxy-protocol.txt`, sections 2.1 and 2.2.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use proxy_header::{ParseConfig, ProxyHeader};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::timeout;
+
+use crate::arrival::Arrival;
 
 /// The header follows the connection at once; a balancer has no reason to wait.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -39,23 +41,27 @@ impl Balancers {
     }
 }
 
-/// Reads the header, and not a byte more. The client's address, or the balancer's own when it speaks for itself (health checks).
+/// Reads the header, and not a byte more. Both ends of the client's connection, or of the balancer's own when it speaks for itself
+/// (health checks).
 ///
 /// # Errors
 /// What is no header, is too long, or does not come in time.
-pub async fn client(stream: &mut (impl AsyncRead + Unpin), balancer: SocketAddr) -> io::Result<SocketAddr> {
+pub async fn arrival(stream: &mut (impl AsyncRead + Unpin), balancer: Arrival) -> io::Result<Arrival> {
     let header = timeout(PATIENCE, read(stream)).await;
     let header =
         header.map_err(|_late| io::Error::new(io::ErrorKind::TimedOut, "no PROXY header came"))??;
-    source(&header, balancer)
+    told(&header, balancer)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "this is no PROXY header"))
 }
 
-/// The client of a whole header.
-fn source(header: &[u8], balancer: SocketAddr) -> Option<SocketAddr> {
+/// What a whole header tells.
+pub fn told(header: &[u8], balancer: Arrival) -> Option<Arrival> {
     let (parsed, length) = ProxyHeader::parse(header, ParseConfig::default()).ok()?;
     let whole = length == header.len();
-    whole.then(|| parsed.proxied_address().map_or(balancer, |address| address.source))
+    whole.then(|| {
+        let ends = parsed.proxied_address();
+        ends.map_or(balancer, |ends| Arrival { peer: ends.source, at: ends.destination.ip() })
+    })
 }
 
 async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
@@ -86,11 +92,13 @@ mod tests {
 
     use super::*;
 
-    const BALANCER: &str = "192.0.2.9:40000";
+    fn balancer() -> Arrival {
+        Arrival { peer: "192.0.2.9:40000".parse().unwrap(), at: "192.0.2.10".parse().unwrap() }
+    }
 
-    async fn told(bytes: &[u8]) -> Result<(SocketAddr, Vec<u8>), io::ErrorKind> {
+    async fn heard(bytes: &[u8]) -> Result<(Arrival, Vec<u8>), io::ErrorKind> {
         let mut stream = bytes;
-        let client = client(&mut stream, BALANCER.parse().unwrap()).await.map_err(|error| error.kind())?;
+        let client = arrival(&mut stream, balancer()).await.map_err(|error| error.kind())?;
         Ok((client, stream.to_vec()))
     }
 
@@ -103,21 +111,20 @@ mod tests {
 
     #[tokio::test]
     async fn the_client_is_told_and_what_follows_is_left() {
-        for (header, client) in [
-            (b"PROXY TCP4 198.51.100.7 192.0.2.1 5000 22\r\n".to_vec(), "198.51.100.7:5000"),
-            (b"PROXY TCP6 2001:db8::7 2001:db8::1 5000 22\r\n".to_vec(), "[2001:db8::7]:5000"),
-            (b"PROXY UNKNOWN\r\n".to_vec(), BALANCER),
-            (b"PROXY UNKNOWN what ever\r\n".to_vec(), BALANCER),
-            (version_2("198.51.100.7:5000", "192.0.2.1:22"), "198.51.100.7:5000"),
-            (version_2("[2001:db8::7]:5000", "[2001:db8::1]:22"), "[2001:db8::7]:5000"),
-            (b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0".to_vec(), BALANCER),
+        let ours = ("192.0.2.9:40000", "192.0.2.10");
+        let (v4, v6) = (("198.51.100.7:5000", "192.0.2.1"), ("[2001:db8::7]:5000", "2001:db8::1"));
+        for (header, (peer, at)) in [
+            (b"PROXY TCP4 198.51.100.7 192.0.2.1 5000 22\r\n".to_vec(), v4),
+            (b"PROXY TCP6 2001:db8::7 2001:db8::1 5000 22\r\n".to_vec(), v6),
+            (b"PROXY UNKNOWN\r\n".to_vec(), ours),
+            (b"PROXY UNKNOWN what ever\r\n".to_vec(), ours),
+            (version_2("198.51.100.7:5000", "192.0.2.1:22"), v4),
+            (version_2("[2001:db8::7]:5000", "[2001:db8::1]:22"), v6),
+            (b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0".to_vec(), ours),
         ] {
             let followed = [&header[..], b"SSH-2.0-x\r\n"].concat();
-            assert_eq!(
-                told(&followed).await,
-                Ok((client.parse().unwrap(), b"SSH-2.0-x\r\n".to_vec())),
-                "{client}"
-            );
+            let arrival = Arrival { peer: peer.parse().unwrap(), at: at.parse().unwrap() };
+            assert_eq!(heard(&followed).await, Ok((arrival, b"SSH-2.0-x\r\n".to_vec())), "{peer}");
         }
     }
 
@@ -131,16 +138,16 @@ mod tests {
             b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff and so on",
             b"",
         ] {
-            assert!(told(bytes).await.is_err(), "{}", bytes.escape_ascii());
+            assert!(heard(bytes).await.is_err(), "{}", bytes.escape_ascii());
         }
         let endless = [&b"PROXY TCP4 "[..], &[b'1'; 4000]].concat();
-        assert_eq!(told(&endless).await, Err(io::ErrorKind::InvalidData));
+        assert_eq!(heard(&endless).await, Err(io::ErrorKind::InvalidData));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_balancer_that_says_nothing_is_not_waited_for() {
         let (_silent, mut ours) = tokio::io::duplex(64);
-        let error = client(&mut ours, BALANCER.parse().unwrap()).await.unwrap_err();
+        let error = arrival(&mut ours, balancer()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 
@@ -164,7 +171,7 @@ mod tests {
         #[test]
         fn any_bytes_end_in_an_address_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..300), version in 0usize..3) {
             let begin: &[u8] = [&b""[..], b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"][version];
-            let _ = source(&[begin, &bytes].concat(), BALANCER.parse().unwrap());
+            let _ = told(&[begin, &bytes].concat(), balancer());
         }
     }
 }

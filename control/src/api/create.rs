@@ -33,7 +33,20 @@ use crate::time::now;
 /// How long an idempotency key means the same machine, milliseconds.
 const KEY_LIFE_MS: u64 = 24 * 3600 * 1000;
 /// Names that the platform keeps for itself.
-const RESERVED: [&str; 8] = ["api", "www", "gateway", "entry", "ns1", "ns2", "control", "localhost"];
+const RESERVED: [&str; 12] = [
+    "api",
+    "www",
+    "gateway",
+    "entry",
+    "ns1",
+    "ns2",
+    "control",
+    "localhost",
+    "lobby",
+    "mashines",
+    "git",
+    "signup",
+];
 
 /// What an idempotency key made.
 #[derive(Serialize, Deserialize)]

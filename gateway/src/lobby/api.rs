@@ -2,28 +2,27 @@
 
 use bytes::Bytes;
 use mashines_cli::client::{Answer, CallError, Request, Transport};
-use mashines_fleet::id::AccountId;
 use mashines_fleet::rpc::RpcError;
 
-use crate::control::{Call, Control, ControlError};
+use crate::control::{Call, Caller, Control, ControlError};
 
 /// Calls on behalf of one account.
 pub struct OnBehalf {
     control: Control,
-    account: AccountId,
+    caller: Caller,
 }
 
 impl OnBehalf {
-    /// Calls `control` for `account`, who proved a key of it.
-    pub fn new(control: Control, account: AccountId) -> Self {
-        Self { control, account }
+    /// Calls `control` for `caller`.
+    pub fn new(control: Control, caller: Caller) -> Self {
+        Self { control, caller }
     }
 
     async fn ask(&self, request: Request<'_>) -> Result<serde_json::Value, CallError> {
         let body = request.body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()));
         let call =
             Call { method: request.method, path: request.path.to_owned(), body, timeout: request.timeout };
-        let answer = self.control.on_behalf(&self.account, call).await.map_err(call_error)?;
+        let answer = self.control.on_behalf(&self.caller, call).await.map_err(call_error)?;
         if answer.body().is_empty() {
             return Ok(serde_json::Value::Null);
         }

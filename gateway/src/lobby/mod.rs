@@ -15,16 +15,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mashines_cli::{Client, Session, words};
-use mashines_fleet::id::AccountId;
 use russh::server::Msg;
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::info;
 
-use crate::control::Control;
+use crate::control::{Caller, Control};
 use crate::directory::Directory;
 use crate::ssh::bridge::{self, STDERR};
+use crate::ssh::session::{Begun, Request};
 use api::OnBehalf;
 
 /// Exit code of a command that the person interrupted: that of a shell, 128 + SIGINT.
@@ -57,9 +57,9 @@ impl Lobby {
         self.directory.borrow().domain().to_owned()
     }
 
-    /// A run of the command tree for `account`, with its output in the channel.
-    fn session(&self, account: &AccountId, to: &ChannelWriteHalf<Msg>, size: Option<Size>) -> Session {
-        let client = Client::new(OnBehalf::new(self.control.clone(), account.clone()));
+    /// A run of the command tree for `caller`, with its output in the channel.
+    fn session(&self, caller: &Caller, to: &ChannelWriteHalf<Msg>, size: Option<Size>) -> Session {
+        let client = Client::new(OnBehalf::new(self.control.clone(), caller.clone()));
         let (stdout, stderr) = (Box::pin(to.make_writer()), Box::pin(to.make_writer_ext(Some(STDERR))));
         let mut session = match size {
             // A terminal in raw mode wants both ends of a line.
@@ -77,33 +77,22 @@ impl Lobby {
     }
 }
 
-/// Serves one session channel of a person of `account`.
-pub async fn serve(lobby: Lobby, account: AccountId, channel: Channel<Msg>) {
+/// Serves one session channel of a person, which has begun.
+pub async fn serve(lobby: Lobby, caller: Caller, channel: Channel<Msg>, begun: Begun) {
     let (mut from, to) = channel.split();
-    let mut size = None;
-    let code = loop {
-        match from.wait().await {
-            Some(ChannelMsg::RequestPty { col_width, .. }) => size = Some(width(col_width)),
-            Some(ChannelMsg::WindowChange { col_width, .. }) => size = size.map(|_| width(col_width)),
-            Some(ChannelMsg::Exec { command, .. }) => {
-                let line = String::from_utf8_lossy(&command).into_owned();
-                break once(&lobby, &account, &line, &mut from, &to, size).await;
-            }
-            Some(ChannelMsg::RequestShell { .. }) => {
-                break match size {
-                    Some(size) => prompt::run(&lobby, &account, &mut from, &to, size).await,
-                    None => script(&lobby, &account, &mut from, &to).await,
-                };
-            }
-            Some(ChannelMsg::RequestSubsystem { name, .. }) => {
-                let why = format!(
-                    "the lobby has no {name}: log in as one of your machines, as in sftp web@{}",
-                    lobby.gateway()
-                );
-                return bridge::refuse(&to, &why).await;
-            }
-            Some(ChannelMsg::Close) | None => return,
-            Some(_) => (),
+    let size = begun.terminal.map(|terminal| width(terminal.size.0));
+    let code = match begun.request {
+        Request::Exec(line) => once(&lobby, &caller, &line, &mut from, &to, size).await,
+        Request::Shell => match size {
+            Some(size) => prompt::run(&lobby, &caller, &mut from, &to, size).await,
+            None => script(&lobby, &caller, &mut from, &to).await,
+        },
+        Request::Subsystem(name) => {
+            let why = format!(
+                "the lobby has no {name}: log in as one of your machines, as in sftp web@{}",
+                lobby.gateway()
+            );
+            return bridge::refuse(&to, &why).await;
         }
     };
     let end = async {
@@ -123,21 +112,21 @@ fn width(columns: u32) -> Size {
 /// One command; ends early when the client goes away.
 async fn once(
     lobby: &Lobby,
-    account: &AccountId,
+    caller: &Caller,
     line: &str,
     from: &mut ChannelReadHalf,
     to: &ChannelWriteHalf<Msg>,
     size: Option<Size>,
 ) -> u8 {
-    let mut session = lobby.session(account, to, size);
+    let mut session = lobby.session(caller, to, size);
     match size {
         Some(_) => {
             let mut editor = prompt::Editor::default();
-            prompt::attend(run_line(account, line, &mut session), from, to, &mut editor, None).await
+            prompt::attend(run_line(caller, line, &mut session), from, to, &mut editor, None).await
         }
         None => {
             tokio::select! {
-                code = run_line(account, line, &mut session) => code,
+                code = run_line(caller, line, &mut session) => code,
                 () = gone(from) => INTERRUPTED,
             }
         }
@@ -147,11 +136,11 @@ async fn once(
 /// Each line a command, until the input ends; the last one's exit code.
 async fn script(
     lobby: &Lobby,
-    account: &AccountId,
+    caller: &Caller,
     from: &mut ChannelReadHalf,
     to: &ChannelWriteHalf<Msg>,
 ) -> u8 {
-    let mut session = lobby.session(account, to, None);
+    let mut session = lobby.session(caller, to, None);
     let mut lines = terminal::Lines::default();
     let mut code = 0;
     let mut open = true;
@@ -165,14 +154,14 @@ async fn script(
             Some(_) => (),
         }
         while let Some(line) = lines.next() {
-            code = run_line(account, &line, &mut session).await;
+            code = run_line(caller, &line, &mut session).await;
         }
     }
     code
 }
 
 /// Runs one line of words.
-async fn run_line(account: &AccountId, line: &str, session: &mut Session) -> u8 {
+async fn run_line(caller: &Caller, line: &str, session: &mut Session) -> u8 {
     let words = match words::split(line) {
         Ok(words) => words,
         Err(error) => {
@@ -188,7 +177,7 @@ async fn run_line(account: &AccountId, line: &str, session: &mut Session) -> u8 
     if arguments.is_empty() {
         return 0;
     }
-    info!(%account, command = arguments.first(), "lobby");
+    info!(account = %caller.account, command = arguments.first(), "lobby");
     mashines_cli::run(arguments, session).await
 }
 

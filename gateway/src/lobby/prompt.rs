@@ -3,13 +3,13 @@
 use std::future::Future;
 
 use mashines_cli::complete;
-use mashines_fleet::id::AccountId;
 use russh::server::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::io::{AsyncWriteExt as _, BufReader, DuplexStream};
 
 use super::terminal::MAX_LINE;
 use super::{INTERRUPTED, Lobby, Size, run_line, width};
+use crate::control::Caller;
 
 /// Lines that the arrows bring back.
 const HISTORY: usize = 100;
@@ -184,7 +184,7 @@ fn common_prefix(words: &[String]) -> String {
 /// Reads and runs lines until the person leaves; the last command's exit code.
 pub async fn run(
     lobby: &Lobby,
-    account: &AccountId,
+    caller: &Caller,
     from: &mut ChannelReadHalf,
     to: &ChannelWriteHalf<Msg>,
     mut size: Size,
@@ -192,8 +192,9 @@ pub async fn run(
     let mut editor = Editor::default();
     let mut code = 0;
     let greeting = format!(
-        "This is {}, as {account}. Try `ls`, `launch` or `help`; `exit` or Ctrl-D leaves.\r\n",
-        lobby.gateway()
+        "This is {}, as {}. Try `ls`, `launch` or `help`; `exit` or Ctrl-D leaves.\r\n",
+        lobby.gateway(),
+        caller.account
     );
     if to.data_bytes(greeting.into_bytes()).await.is_err() {
         return code;
@@ -208,10 +209,10 @@ pub async fn run(
         if matches!(line.trim(), "exit" | "quit" | "logout") {
             return code;
         }
-        let mut session = lobby.session(account, to, Some(size));
+        let mut session = lobby.session(caller, to, Some(size));
         let (typed, stdin) = tokio::io::duplex(MAX_LINE);
         session.stdin = Some(Box::new(BufReader::new(stdin)));
-        code = attend(run_line(account, &line, &mut session), from, to, &mut editor, Some(typed)).await;
+        code = attend(run_line(caller, &line, &mut session), from, to, &mut editor, Some(typed)).await;
     }
 }
 

@@ -19,22 +19,15 @@ use super::bridge::{self, End};
 use super::handler::refusal;
 use super::session::Visit;
 use crate::dial::{dial, patience};
-use crate::route::Door;
+use crate::route::{Destination, Door};
 use crate::upstream::Wanted;
 
 /// Read at once from a machine: OpenSSH's packet size.
 const CHUNK: usize = 32 * 1024;
 
 /// A `direct-tcpip` channel.
-pub async fn tcp(
-    visit: Visit,
-    channel: Channel<Msg>,
-    reply: ChannelOpenHandle,
-    door: Door,
-    host: String,
-    port: u32,
-) {
-    match door {
+pub async fn tcp(mut visit: Visit, channel: Channel<Msg>, reply: ChannelOpenHandle, host: String, port: u32) {
+    match visit.door(Destination::Tcp { host: &host, port }) {
         Door::Port(machine, port) => straight(visit, channel, reply, machine, port).await,
         Door::Machine(machine) => match u16::try_from(port) {
             Ok(port) => inside(visit, channel, reply, machine, Wanted::Tcp(host, port)).await,
@@ -46,14 +39,8 @@ pub async fn tcp(
 }
 
 /// A `direct-streamlocal` channel.
-pub async fn unix_socket(
-    visit: Visit,
-    channel: Channel<Msg>,
-    reply: ChannelOpenHandle,
-    door: Door,
-    path: String,
-) {
-    match door {
+pub async fn unix_socket(mut visit: Visit, channel: Channel<Msg>, reply: ChannelOpenHandle, path: String) {
+    match visit.door(Destination::UnixSocket) {
         Door::Machine(machine) | Door::Port(machine, _) => {
             inside(visit, channel, reply, machine, Wanted::UnixSocket(path)).await;
         }
@@ -71,18 +58,22 @@ async fn straight(
     port: u16,
 ) {
     let port = if port == 22 { visit.gateway.machine_port } else { port };
-    match dial(SocketAddr::new(machine.net.ipv6.into(), port), patience(&machine)).await {
+    let connected = async {
+        let machine = visit.awake(machine).await?;
+        let stream = dial(SocketAddr::new(machine.net.ipv6.into(), port), patience(&machine)).await;
+        stream.map_err(|error| format!("machine {} cannot be reached: {error}", machine.slug))
+    };
+    match connected.await {
         Ok(stream) => {
             reply.accept().await;
-            splice(channel, stream).await;
+            splice(channel, stream, &visit).await;
         }
-        Err(error) => {
-            let why = format!("machine {} cannot be reached: {error}", machine.slug);
-            let code = ChannelOpenFailure::ConnectFailed.code();
-            reply.reject(ChannelOpenFailure::Other { code, reason: why }).await;
-        }
+        Err(reason) => reply.reject(unreachable(reason)).await,
     }
-    drop(visit);
+}
+
+fn unreachable(reason: String) -> ChannelOpenFailure {
+    ChannelOpenFailure::Other { code: ChannelOpenFailure::ConnectFailed.code(), reason }
 }
 
 /// From inside the machine, through its sshd.
@@ -93,30 +84,34 @@ async fn inside(
     machine: Arc<Machine>,
     wanted: Wanted,
 ) {
-    match visit.gateway.pool.open(&machine.account, &machine, &wanted).await {
+    let opened = async {
+        let machine = visit.awake(machine).await?;
+        let opened = visit.gateway.pool.open(&machine.account, &machine, &wanted).await;
+        opened.map_err(|error| error.to_string())
+    };
+    match opened.await {
         Ok((lease, machine_side)) => {
             reply.accept().await;
-            if bridge::plain(channel, machine_side).await == End::Clean {
+            if bridge::plain(channel, machine_side, Some(&visit)).await == End::Clean {
                 lease.give_back();
             }
         }
-        Err(error) => {
-            debug!(machine = %machine.slug, %error, "ssh: forwarding refused");
-            let code = ChannelOpenFailure::ConnectFailed.code();
-            reply.reject(ChannelOpenFailure::Other { code, reason: error.to_string() }).await;
+        Err(reason) => {
+            debug!(%reason, "ssh: forwarding refused");
+            reply.reject(unreachable(reason)).await;
         }
     }
 }
 
 /// Joins a channel and a TCP connection until both directions have ended, or either side is gone.
-async fn splice(channel: Channel<Msg>, stream: TcpStream) {
+async fn splice(channel: Channel<Msg>, stream: TcpStream, visit: &Visit) {
     let (mut from_client, to_client) = channel.split();
     let (mut from_machine, mut to_machine) = stream.into_split();
     let client_ended = CancellationToken::new();
     // Watched to the end: a client may close its channel long after it has said that it has no more to send.
-    let forth = client_to_machine(&mut from_client, &mut to_machine, &client_ended);
+    let forth = client_to_machine(&mut from_client, &mut to_machine, &client_ended, visit);
     let back = async {
-        if machine_to_client(&mut from_machine, &to_client).await.is_ok() {
+        if machine_to_client(&mut from_machine, &to_client, visit).await.is_ok() {
             client_ended.cancelled().await;
         }
     };
@@ -132,10 +127,14 @@ async fn client_to_machine(
     from: &mut ChannelReadHalf,
     to: &mut OwnedWriteHalf,
     ended: &CancellationToken,
+    visit: &Visit,
 ) -> std::io::Result<()> {
     while let Some(message) = from.wait().await {
         match message {
-            ChannelMsg::Data { data } => to.write_all(&data).await?,
+            ChannelMsg::Data { data } => {
+                visit.pay(data.len()).await;
+                to.write_all(&data).await?;
+            }
             ChannelMsg::Eof => {
                 to.shutdown().await?;
                 ended.cancel();
@@ -147,13 +146,18 @@ async fn client_to_machine(
     Ok(())
 }
 
-async fn machine_to_client(from: &mut OwnedReadHalf, to: &ChannelWriteHalf<Msg>) -> Result<(), russh::Error> {
+async fn machine_to_client(
+    from: &mut OwnedReadHalf,
+    to: &ChannelWriteHalf<Msg>,
+    visit: &Visit,
+) -> Result<(), russh::Error> {
     let mut buffer = BytesMut::with_capacity(CHUNK);
     loop {
         buffer.reserve(CHUNK);
         if from.read_buf(&mut buffer).await.unwrap_or(0) == 0 {
             return to.eof().await;
         }
+        visit.pay(buffer.len()).await;
         to.data_bytes(buffer.split().freeze()).await?;
     }
 }

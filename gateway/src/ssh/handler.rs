@@ -7,11 +7,11 @@
 //! `pty-req`, `env` and `shell` in one go, so an answer given later would be taken for another request's. What the machine then
 //! refuses is told on standard error.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use mashines_fleet::record::Machine;
-use russh::keys::{Certificate, HashAlg, PublicKey};
+use mashines_fleet::record::{Machine, UnixMs};
+use russh::keys::Certificate;
 use russh::server::{
     Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
 };
@@ -19,10 +19,13 @@ use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Pty, 
 use tokio::sync::Semaphore;
 use tracing::{debug, info};
 
+use super::newcomer::Newcomer;
 use super::remote::Remote;
 use super::{Gateway, Login, forward, session};
-use crate::directory::Directory;
-use crate::route::{Destination, Door, route};
+use crate::arrival::Arrival;
+use crate::certificate::Terms;
+use crate::directory::{Directory, Person, Proof};
+use crate::route::{Asker, Destination, Door, route};
 use crate::upstream::Place;
 
 /// Channels at once in one connection. A channel holds at most a window and a queue, so this bounds a connection's memory.
@@ -33,40 +36,52 @@ const MAX_CHANNELS: usize = 64;
 pub struct Guest {
     /// The name that was logged in as.
     pub user: String,
-    /// The key that was proved. Whose it is, is looked up at each door: a key that was taken out of an account opens none.
-    pub key: Arc<PublicKey>,
-    /// Where they are.
-    pub peer: SocketAddr,
+    /// What was proved. Whose it is, is looked up at each door: a key that was taken out of an account opens none, and no
+    /// certificate that has expired does.
+    pub proof: Proof,
+    /// Where they are, and where they came in.
+    pub arrival: Arrival,
 }
 
 impl Guest {
-    /// Where the guest is let in for `destination`, by what is known now. Noted in the audit trail (the log's target `audit`): who,
-    /// from where, what, and whether.
-    pub fn door(&self, directory: &Directory, destination: Destination<'_>) -> Door {
-        let door = self.look(directory, destination);
-        let key = self.key.fingerprint(HashAlg::Sha256);
-        let Self { user, peer, .. } = self;
+    /// Who it is, by what is known now.
+    ///
+    /// # Errors
+    /// Nobody any more, and why.
+    pub fn person(&self, directory: &Directory) -> Result<Person, String> {
+        directory.person(&self.proof, self.arrival.peer.ip(), SystemTime::now())
+    }
+
+    /// Where the guest is let in for `destination`, and who they are. Noted in the audit trail (the log's target `audit`): who, from
+    /// where, what, and whether.
+    pub fn door(&self, directory: &Directory, destination: Destination<'_>) -> (Door, Option<Person>) {
+        let (door, person) = self.look(directory, destination);
+        let Self { user, proof, arrival: Arrival { peer, at } } = self;
         match &door {
             Door::Machine(machine) | Door::Port(machine, _) => {
                 let Machine { slug, account, .. } = &**machine;
-                info!(target: "audit", %peer, user, %key, asked = ?destination, machine = %slug, %account);
+                info!(target: "audit", %peer, %at, user, %proof, asked = ?destination, machine = %slug, %account);
             }
             Door::Lobby(account) => {
-                info!(target: "audit", %peer, user, %key, asked = ?destination, lobby = %account);
+                info!(target: "audit", %peer, %at, user, %proof, asked = ?destination, lobby = %account);
             }
             Door::Refuse(why) => {
-                info!(target: "audit", %peer, user, %key, asked = ?destination, refused = why)
+                info!(target: "audit", %peer, %at, user, %proof, asked = ?destination, refused = why)
             }
         }
-        door
+        (door, person)
     }
 
     /// The same, when nothing is entered yet.
-    fn look(&self, directory: &Directory, destination: Destination<'_>) -> Door {
-        match directory.person(&self.key) {
-            Some(person) => route(directory, &self.user, &person, destination),
-            None => Door::Refuse("the key you came with has been taken out of its account".to_owned()),
-        }
+    fn look(&self, directory: &Directory, destination: Destination<'_>) -> (Door, Option<Person>) {
+        let person = match self.person(directory) {
+            Ok(person) => person,
+            Err(why) => return (Door::Refuse(why), None),
+        };
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+        let now = UnixMs::try_from(now).unwrap_or(UnixMs::MAX);
+        let asker = Asker { user: &self.user, person: &person, at: self.arrival.at, now };
+        (route(directory, asker, destination), Some(person))
     }
 }
 
@@ -74,19 +89,19 @@ impl Guest {
 pub struct Connection {
     gateway: Arc<Gateway>,
     login: Arc<Login>,
-    peer: SocketAddr,
+    arrival: Arrival,
     guest: Option<Guest>,
     channels: Arc<Semaphore>,
     remote: Remote,
-    /// Fingerprints of the keys that were offered and are unknown, for the message to a person who gets nowhere.
-    unknown: Vec<String>,
+    newcomer: Newcomer,
 }
 
 impl Connection {
     /// A connection that has just been accepted.
-    pub fn new(gateway: Arc<Gateway>, login: Arc<Login>, peer: SocketAddr) -> Self {
+    pub fn new(gateway: Arc<Gateway>, login: Arc<Login>, arrival: Arrival) -> Self {
         let channels = Arc::new(Semaphore::new(MAX_CHANNELS));
-        Self { gateway, login, peer, guest: None, channels, remote: Remote::default(), unknown: Vec::new() }
+        let newcomer = Newcomer::default();
+        Self { gateway, login, arrival, guest: None, channels, remote: Remote::default(), newcomer }
     }
 
     /// What a channel's task is given: who asks, and a place among the connection's channels.
@@ -95,33 +110,39 @@ impl Connection {
         let slot = Arc::clone(&self.channels)
             .try_acquire_owned()
             .map_err(|_full| refusal(format!("no more than {MAX_CHANNELS} channels in one connection")))?;
-        Ok(session::Visit {
-            gateway: Arc::clone(&self.gateway),
-            guest,
-            client: session.handle(),
-            _slot: slot,
-        })
+        Ok(session::Visit::new(Arc::clone(&self.gateway), guest, session.handle(), slot))
+    }
+
+    /// On which terms the guest is here; on none once nobody knows them any more.
+    fn terms(&self) -> Option<Terms> {
+        let person = self.guest.as_ref()?.person(&self.gateway.directory.borrow()).ok()?;
+        Some(person.holder.terms)
     }
 
     /// Has the machine listen for this client. A refusal has no words in the protocol, so they go to the log.
     async fn listen(&mut self, client: server::Handle, place: Place) -> Option<u32> {
         let guest = self.guest.as_ref()?;
         let begun = self.remote.begin(&self.gateway, guest, client, place.clone()).await;
-        begun.inspect_err(|why| debug!(peer = %self.peer, ?place, %why, "ssh: remote forward refused")).ok()
+        begun
+            .inspect_err(|why| debug!(peer = %self.arrival.peer, ?place, %why, "ssh: remote forward refused"))
+            .ok()
     }
 
-    /// What a person is told whose keys are all unknown.
-    fn stranger(&self) -> String {
-        let domain = self.gateway.directory.borrow().domain().to_owned();
-        let keys = match self.unknown.as_slice() {
-            [] => "You showed no public key.".to_owned(),
-            [key] => format!("The key you showed is in no account: {key}."),
-            keys => format!("None of the keys you showed is in an account: {}.", keys.join(", ")),
-        };
-        format!(
-            "{domain} lets people in by public key only. {keys}\n\
-             Make one with `ssh-keygen -t ed25519`, and have its .pub added to your account.\n"
-        )
+    /// Lets somebody in who proved that.
+    fn welcome(&mut self, user: &str, proof: Proof) -> Auth {
+        let guest = Guest { user: user.to_owned(), proof, arrival: self.arrival };
+        match guest.person(&self.gateway.directory.borrow()) {
+            Ok(person) => {
+                let account = person.home.as_ref().map_or("-", |home| home.as_str());
+                info!(peer = %self.arrival.peer, user, account, proof = %guest.proof, "ssh: authenticated");
+                self.guest = Some(guest);
+                Auth::Accept
+            }
+            Err(why) => {
+                self.newcomer.refused(&guest.proof, why);
+                Auth::reject()
+            }
+        }
     }
 }
 
@@ -146,50 +167,69 @@ impl Handler for Connection {
         _user: &str,
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, Self::Error> {
-        let known = self.gateway.directory.borrow().person(offer.public_key).is_some();
-        if known && super::algorithms::is_acceptable(offer.algorithm) {
+        if !super::algorithms::is_acceptable(offer.algorithm) {
+            return Ok(Auth::reject());
+        }
+        let directory = self.gateway.directory.borrow();
+        // A certificate is offered as the key in it, which no account lists: where certificates are trusted at all, what comes of a key
+        // shows only with its signature. Elsewhere unknown keys are declined at once, so that a client with many comes to the right one.
+        if directory.is_known(offer.public_key) || directory.trusts_cas() || self.newcomer.may_show_any_key()
+        {
             return Ok(Auth::Accept);
         }
-        if self.unknown.len() < 8 {
-            self.unknown.push(offer.public_key.fingerprint(HashAlg::Sha256).to_string());
-        }
+        drop(directory);
+        self.newcomer.showed(offer.public_key);
         Ok(Auth::reject())
     }
 
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Self::Error> {
         // The user name may have changed since the offer, and the replica too: only what is proven now counts.
-        let person = self.gateway.directory.borrow().person(key.public_key);
-        let Some(person) = person.filter(|_| super::algorithms::is_acceptable(key.algorithm)) else {
+        if !super::algorithms::is_acceptable(key.algorithm) {
             return Ok(Auth::reject());
-        };
-        let fingerprint = key.public_key.fingerprint(HashAlg::Sha256);
-        info!(peer = %self.peer, user, account = %person.home, key = %fingerprint, "ssh: authenticated");
-        let key = Arc::new(key.public_key.clone());
-        self.guest = Some(Guest { user: user.to_owned(), key, peer: self.peer });
-        Ok(Auth::Accept)
+        }
+        let proof = Proof::Key(Arc::new(key.public_key.clone()));
+        if !self.gateway.directory.borrow().is_known(key.public_key) {
+            self.newcomer.showed(key.public_key);
+            if !self.newcomer.sign_up(&self.gateway, key.public_key, self.arrival).await {
+                return Ok(Auth::reject());
+            }
+        }
+        Ok(self.welcome(user, proof))
     }
 
     async fn auth_openssh_certificate(
         &mut self,
-        _user: &str,
-        _certificate: &Certificate,
+        user: &str,
+        certificate: &Certificate,
     ) -> Result<Auth, Self::Error> {
-        // No CA vouches for people here.
-        Ok(Auth::reject())
+        Ok(self.welcome(user, Proof::Certificate(Arc::new(certificate.clone()))))
     }
 
-    /// Not a way in, but the one way to tell a person why there is none: its text is shown by ssh.
+    /// Not a way in, but the one way to talk with a person who has none yet: its texts are shown by ssh, and what is answered begins
+    /// the sign-up, which the key then ends.
     async fn auth_keyboard_interactive<'a>(
         &'a mut self,
         _user: &str,
         _submethods: &str,
         response: Option<Response<'a>>,
     ) -> Result<Auth, Self::Error> {
-        if response.is_some() {
-            let methods = MethodSet::from([MethodKind::PublicKey].as_slice());
-            return Ok(Auth::Reject { proceed_with_methods: Some(methods), partial_success: false });
-        }
-        Ok(Auth::Partial { name: "".into(), instructions: self.stranger().into(), prompts: (&[]).into() })
+        let (domain, sign_up) = {
+            let directory = self.gateway.directory.borrow();
+            (directory.domain().to_owned(), directory.sign_up())
+        };
+        let Some(response) = response else {
+            let (instructions, prompts) = self.newcomer.greeting(&domain, sign_up);
+            return Ok(Auth::Partial {
+                name: "".into(),
+                instructions: instructions.into(),
+                prompts: prompts.into(),
+            });
+        };
+        let answers = response.map(|answer| String::from_utf8_lossy(&answer).trim().to_owned()).collect();
+        let goes_on = self.newcomer.answered(answers);
+        let methods = MethodSet::from([MethodKind::PublicKey].as_slice());
+        // A partial success has the client show its keys again.
+        Ok(Auth::Reject { proceed_with_methods: Some(methods), partial_success: goes_on })
     }
 
     async fn auth_succeeded(&mut self, _session: &mut Session) -> Result<(), Self::Error> {
@@ -225,8 +265,7 @@ impl Handler for Connection {
     ) -> Result<(), Self::Error> {
         match self.visit(session) {
             Ok(visit) => {
-                let door = visit.door(Destination::Tcp { host, port });
-                tokio::spawn(forward::tcp(visit, channel, reply, door, host.to_owned(), port));
+                tokio::spawn(forward::tcp(visit, channel, reply, host.to_owned(), port));
             }
             Err(failure) => reply.reject(failure).await,
         }
@@ -242,8 +281,7 @@ impl Handler for Connection {
     ) -> Result<(), Self::Error> {
         match self.visit(session) {
             Ok(visit) => {
-                let door = visit.door(Destination::UnixSocket);
-                tokio::spawn(forward::unix_socket(visit, channel, reply, door, path.to_owned()));
+                tokio::spawn(forward::unix_socket(visit, channel, reply, path.to_owned()));
             }
             Err(failure) => reply.reject(failure).await,
         }
@@ -288,7 +326,12 @@ impl Handler for Connection {
         _modes: &[(Pty, u32)],
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        session.channel_success(channel)
+        // The channel's task sees the request too, and by the same terms.
+        if self.terms().is_some_and(|terms| terms.pty) {
+            session.channel_success(channel)
+        } else {
+            session.channel_failure(channel)
+        }
     }
 
     async fn env_request(
@@ -354,8 +397,8 @@ impl Handler for Connection {
         _session: &mut Session,
     ) -> Result<bool, Self::Error> {
         let Some(guest) = &self.guest else { return Ok(false) };
-        let door = guest.look(&self.gateway.directory.borrow(), Destination::Session);
-        Ok(matches!(door, Door::Machine(_)))
+        let (door, person) = guest.look(&self.gateway.directory.borrow(), Destination::Session);
+        Ok(matches!(door, Door::Machine(_)) && person.is_some_and(|person| person.holder.terms.agent))
     }
 
     async fn tcpip_forward(

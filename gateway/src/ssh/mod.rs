@@ -16,9 +16,11 @@
 pub mod algorithms;
 pub(crate) mod bridge;
 mod forward;
+mod git;
 mod handler;
+mod newcomer;
 mod remote;
-mod session;
+pub(crate) mod session;
 mod severable;
 
 use std::net::SocketAddr;
@@ -31,14 +33,19 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, warn};
 
+use crate::accounts::Accounts;
+use crate::arrival::{self, Arrival, Speech};
+use crate::control::Control;
 use crate::dial::prepare;
 use crate::directory::Directory;
 use crate::farewell::turn_away;
 use crate::limits::{Door, Limits, Slot};
 use crate::lobby::Lobby;
-use crate::proxied::{self, Balancers};
+use crate::proxied::Balancers;
+use crate::recording::Recordings;
 use crate::upstream::Pool;
 use severable::Severable;
 
@@ -72,6 +79,18 @@ pub struct Gateway {
     pub door: Arc<Door>,
     /// Connections that have not proved a key.
     pub strangers: Arc<Door>,
+    /// Control, for what a door itself asks of it: starting, making, signing up.
+    pub control: Control,
+    /// What accounts have open at once.
+    pub accounts: Arc<Accounts>,
+    /// Where sessions at terminals are recorded, of machines that want it.
+    pub recordings: Option<Recordings>,
+    /// The connections that are there.
+    pub connections: TaskTracker,
+    /// Nobody is accepted any more.
+    pub closing: CancellationToken,
+    /// Whoever is there has to go.
+    pub ending: CancellationToken,
 }
 
 /// The limits for connections that have not proved a key: a quarter of a door's.
@@ -125,21 +144,33 @@ impl Login {
     }
 }
 
+/// What a listener is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listens {
+    /// SSH alone: port 22.
+    Ssh,
+    /// SSH beside TLS, told apart by the first byte: port 443, for networks that let nothing else out.
+    SshAndTls,
+}
+
 impl Gateway {
-    /// Accepts on `listener` for ever.
+    /// Accepts on `listener` until the gateway closes.
     pub async fn serve(
         self: Arc<Self>,
         listener: TcpListener,
+        listens: Listens,
         settings: watch::Receiver<Arc<server::Config>>,
     ) {
         loop {
-            let accepted = listener.accept().await;
-            let config = Arc::clone(&settings.borrow());
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.closing.cancelled() => return,
+            };
             match accepted {
-                Ok((stream, peer)) if self.balancers.include(peer.ip()) => {
-                    tokio::spawn(Arc::clone(&self).admit_for(stream, peer, config));
+                Ok((stream, peer)) => {
+                    let config = Arc::clone(&settings.borrow());
+                    self.connections.spawn(Arc::clone(&self).receive(stream, peer, listens, config));
                 }
-                Ok((stream, peer)) => self.admit(stream, peer, &config),
                 Err(error) => {
                     warn!(%error, "accepting an SSH connection");
                     sleep(ACCEPT_PAUSE).await;
@@ -148,37 +179,55 @@ impl Gateway {
         }
     }
 
-    /// Admits whom a load balancer speaks for.
-    async fn admit_for(
+    /// Lets in, or turns away, whoever a connection belongs to.
+    async fn receive(
         self: Arc<Self>,
         mut stream: TcpStream,
-        balancer: SocketAddr,
+        peer: SocketAddr,
+        listens: Listens,
         config: Arc<server::Config>,
     ) {
-        match proxied::client(&mut stream, balancer).await {
-            Ok(client) => self.admit(stream, client, &config),
-            Err(error) => warn!(%balancer, %error, "ssh: a load balancer's connection is refused"),
-        }
-    }
-
-    fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, config: &Arc<server::Config>) {
+        // Before the header of a balancer nobody is counted but the balancer, whose connections are its own affair.
+        let arrival = match arrival::of(&mut stream, peer, &self.balancers).await {
+            Ok(arrival) => arrival,
+            Err(error) => return warn!(%peer, %error, "ssh: a load balancer's connection is refused"),
+        };
         let now = Instant::now();
-        let slots = self.door.enter(peer.ip(), now).and_then(|slot| {
-            let stranger = self.strangers.enter(peer.ip(), now)?;
+        let slots = self.door.enter(arrival.peer.ip(), now).and_then(|slot| {
+            let stranger = self.strangers.enter(arrival.peer.ip(), now)?;
             Ok((slot, stranger))
         });
-        match slots {
-            Ok((slot, stranger)) => {
-                let (gateway, config) = (Arc::clone(self), Arc::clone(config));
-                tokio::spawn(async move {
-                    gateway.converse(stream, peer, config, Login::new(stranger)).await;
-                    drop(slot);
-                });
-            }
+        let (_slot, stranger) = match slots {
+            Ok(slots) => slots,
             Err(refusal) => {
-                debug!(%peer, %refusal, "ssh: turned away");
-                turn_away(&stream, &refusal.to_string());
+                debug!(peer = %arrival.peer, %refusal, "ssh: turned away");
+                return turn_away(&stream, &refusal.to_string());
             }
+        };
+        if listens == Listens::SshAndTls {
+            match arrival::speech(&stream).await {
+                Ok(Speech::Ssh) => (),
+                Ok(Speech::Tls) => return no_tls(&stream),
+                Ok(Speech::Other) => {
+                    return turn_away(&stream, "this port speaks SSH and TLS, and this is neither");
+                }
+                Err(_gone) => return,
+            }
+        }
+        self.converse(stream, arrival, config, Login::new(stranger)).await;
+    }
+
+    /// Accepts nobody any more, and waits for those who are there; after `patience` they are told and cut off.
+    pub async fn drain(&self, patience: Duration) {
+        self.closing.cancel();
+        self.connections.close();
+        let there = self.connections.len();
+        if there > 0 {
+            info!(connections = there, ?patience, "ssh: waiting for connections to end");
+        }
+        if timeout(patience, self.connections.wait()).await.is_err() {
+            self.ending.cancel();
+            let _stuck = timeout(PARTING * 3, self.connections.wait()).await;
         }
     }
 
@@ -186,17 +235,18 @@ impl Gateway {
     async fn converse(
         self: Arc<Self>,
         stream: TcpStream,
-        peer: SocketAddr,
+        arrival: Arrival,
         config: Arc<server::Config>,
         login: Login,
     ) {
+        let peer = arrival.peer;
         if prepare(&stream).is_err() {
             return;
         }
         let late = sleep(self.login_grace);
         tokio::pin!(late);
         let (cut, login) = (CancellationToken::new(), Arc::new(login));
-        let handler = handler::Connection::new(Arc::clone(&self), Arc::clone(&login), peer);
+        let handler = handler::Connection::new(Arc::clone(&self), Arc::clone(&login), arrival);
         let begun = server::run_stream(config, Severable::new(stream, cut.clone()), handler);
         let running = tokio::select! {
             running = begun => running,
@@ -212,16 +262,26 @@ impl Gateway {
             () = login.done.notified() => true,
             () = &mut late => false,
         };
-        if !authenticated {
-            let why = format!("no key was proved within {:?}", self.login_grace);
-            let handle = running.handle();
-            let parting = handle.disconnect(Disconnect::ByApplication, why, "en".to_owned());
-            let _gone = timeout(PARTING, parting).await;
-            let _gone = timeout(PARTING, &mut running).await;
-            cut.cancel();
-        }
+        let why = if authenticated {
+            tokio::select! {
+                outcome = &mut running => return ended(peer, outcome),
+                () = self.ending.cancelled() => "this gateway restarts; connect again in a moment".to_owned(),
+            }
+        } else {
+            format!("no key was proved within {:?}", self.login_grace)
+        };
+        let handle = running.handle();
+        let parting = handle.disconnect(Disconnect::ByApplication, why, "en".to_owned());
+        let _gone = timeout(PARTING, parting).await;
+        let _gone = timeout(PARTING, &mut running).await;
+        cut.cancel();
         ended(peer, running.await);
     }
+}
+
+/// The TLS edge is not there yet: an alert says so in TLS's own words (RFC 8446 §6: fatal, `internal_error`).
+fn no_tls(stream: &TcpStream) {
+    let _gone = stream.try_write(&[0x15, 3, 3, 0, 2, 2, 80]);
 }
 
 fn ended(peer: SocketAddr, outcome: Result<(), russh::Error>) {

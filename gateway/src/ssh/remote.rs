@@ -36,7 +36,7 @@ impl Remote {
         if self.places >= MAX_PLACES {
             return Err(format!("no more than {MAX_PLACES} remote forwards in one connection"));
         }
-        let door = guest.door(&gateway.directory.borrow(), Destination::UnixSocket);
+        let (door, _) = guest.door(&gateway.directory.borrow(), Destination::Listen);
         let machine = match door {
             Door::Machine(machine) => machine,
             Door::Refuse(why) => return Err(why),

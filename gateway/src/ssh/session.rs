@@ -1,9 +1,9 @@
 //! A session channel: through the right door.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mashines_fleet::id::AccountId;
 use mashines_fleet::record::Machine;
 use russh::server::{self, Msg};
 use russh::{Channel, ChannelMsg};
@@ -12,11 +12,17 @@ use tokio::time::{Sleep, sleep};
 use tracing::debug;
 
 use super::Gateway;
-use super::bridge::{self, End, Held, STDERR};
+use super::bridge::{self, End, Held, Passage, STDERR};
 use super::handler::Guest;
+use crate::accounts::Place;
+use crate::certificate::Terms;
+use crate::control::Caller;
+use crate::directory::wakes;
 use crate::lobby;
+use crate::recording::Terminal;
 use crate::route::{Destination, Door};
 use crate::upstream::Wanted;
+use crate::{git, wake};
 
 /// After this long without a connection, the person is told what is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -30,27 +36,83 @@ pub struct Visit {
     pub(super) guest: Guest,
     /// The client's connection.
     pub(super) client: server::Handle,
+    /// On which terms they are here.
+    pub(super) terms: Terms,
+    /// Whoever it is, for records: an account's name.
+    name: String,
+    /// A place among what the account has open, given back with the visit.
+    place: Option<Place>,
     /// A place among the connection's channels, given back with the visit.
-    pub(super) _slot: OwnedSemaphorePermit,
+    _slot: OwnedSemaphorePermit,
 }
 
 impl Visit {
-    /// Where the guest is let in for `destination`, by what is known now.
-    pub fn door(&self, destination: Destination<'_>) -> Door {
-        self.guest.door(&self.gateway.directory.borrow(), destination)
+    /// A channel that was just opened, over `client`.
+    pub fn new(
+        gateway: Arc<Gateway>,
+        guest: Guest,
+        client: server::Handle,
+        slot: OwnedSemaphorePermit,
+    ) -> Self {
+        let (terms, name) = (Terms::FREE, String::new());
+        Self { gateway, guest, client, terms, name, place: None, _slot: slot }
+    }
+
+    /// Where the guest is let in for `destination`, by what is known now, and while their account has not all it may have.
+    pub fn door(&mut self, destination: Destination<'_>) -> Door {
+        let (door, person) = self.guest.door(&self.gateway.directory.borrow(), destination);
+        let Some(person) = person else { return door };
+        let owner = match &door {
+            Door::Machine(machine) | Door::Port(machine, _) => &machine.account,
+            Door::Lobby(account) => account,
+            Door::Refuse(_) => return door,
+        };
+        let payer = person.home.as_ref().unwrap_or(owner);
+        if self.place.is_none() {
+            match self.gateway.accounts.enter(payer) {
+                Ok(place) => self.place = Some(place),
+                Err(full) => return Door::Refuse(full.to_string()),
+            }
+        }
+        self.name = payer.to_string();
+        self.terms = person.holder.terms;
+        door
+    }
+
+    /// As what the guest acts in the lobby.
+    pub fn caller(&self, account: AccountId) -> Result<Caller, String> {
+        let person = self.guest.person(&self.gateway.directory.borrow())?;
+        let standing = person.holder.whole.accounts().find(|(id, _)| **id == account);
+        let standing =
+            standing.map(|(_, standing)| standing).ok_or("the lobby is not open to you any more")?;
+        Ok(Caller { account, standing })
+    }
+
+    /// Whoever it is, for records.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Waits until the account may move so many bytes more.
+    pub async fn pay(&self, bytes: usize) {
+        if let Some(place) = &self.place {
+            place.pay(bytes).await;
+        }
+    }
+
+    /// The machine, awake and with an address to dial.
+    pub async fn awake(&self, machine: Arc<Machine>) -> Result<Arc<Machine>, String> {
+        wake::awake(&self.gateway.control, &self.gateway.directory, machine).await
     }
 }
 
 /// Serves a session until it ends.
-pub async fn run(visit: Visit, mut channel: Channel<Msg>) {
+pub async fn run(mut visit: Visit, mut channel: Channel<Msg>) {
     match visit.door(Destination::Session) {
-        Door::Machine(machine) | Door::Port(machine, _) => enter(visit, channel, machine).await,
-        Door::Lobby(account) => {
-            let lobby = visit.gateway.lobby.clone();
-            lobby::serve(lobby, account, channel).await;
-        }
+        Door::Machine(machine) | Door::Port(machine, _) => enter(visit, channel, machine, Held::new()).await,
+        Door::Lobby(account) => lobby_or_git(visit, channel, account).await,
         Door::Refuse(why) => {
-            if until_begun(&mut channel).await {
+            if begun(&mut channel, &visit.terms).await.is_some() {
                 let (_, to) = channel.split();
                 bridge::refuse(&to, &why).await;
             }
@@ -58,14 +120,66 @@ pub async fn run(visit: Visit, mut channel: Channel<Msg>) {
     }
 }
 
-/// Waits for the request that begins the session; false when the client closes before.
-async fn until_begun(channel: &mut Channel<Msg>) -> bool {
-    while let Some(message) = channel.wait().await {
-        if begins(&message) {
-            return true;
-        }
+/// What was asked of a session before it began, and what began it.
+#[derive(Debug)]
+pub struct Begun {
+    /// The terminal, if there is one.
+    pub terminal: Option<Terminal>,
+    /// The client's `GIT_PROTOCOL`.
+    pub git_protocol: Option<String>,
+    /// What it is.
+    pub request: Request,
+}
+
+/// What a session is for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Request {
+    /// A shell.
+    Shell,
+    /// One command.
+    Exec(String),
+    /// A subsystem, by its name.
+    Subsystem(String),
+}
+
+/// Waits for the request that begins the session; none when the client closes before.
+async fn begun(channel: &mut Channel<Msg>, terms: &Terms) -> Option<Begun> {
+    let (mut terminal, mut git_protocol) = (None, None);
+    loop {
+        let request = match channel.wait().await? {
+            ChannelMsg::RequestPty { term, col_width, row_height, .. } if terms.pty => {
+                terminal = Some(Terminal { kind: term, size: (col_width, row_height) });
+                continue;
+            }
+            ChannelMsg::SetEnv { variable_name, variable_value, .. } if variable_name == "GIT_PROTOCOL" => {
+                git_protocol = Some(variable_value);
+                continue;
+            }
+            ChannelMsg::RequestShell { .. } => Request::Shell,
+            ChannelMsg::Exec { command, .. } => Request::Exec(String::from_utf8_lossy(&command).into_owned()),
+            ChannelMsg::RequestSubsystem { name, .. } => Request::Subsystem(name),
+            ChannelMsg::Close => return None,
+            _ => continue,
+        };
+        let request = terms.force_command.clone().map_or(request, Request::Exec);
+        return Some(Begun { terminal, git_protocol, request });
     }
-    false
+}
+
+async fn lobby_or_git(visit: Visit, mut channel: Channel<Msg>, account: AccountId) {
+    let Some(begun) = begun(&mut channel, &visit.terms).await else { return };
+    let git = match &begun.request {
+        Request::Exec(line) if visit.terms.force_command.is_none() => git::parse(line),
+        Request::Exec(_) | Request::Shell | Request::Subsystem(_) => None,
+    };
+    match git {
+        Some(Ok(command)) => super::git::run(visit, channel, command, begun.git_protocol.as_deref()).await,
+        Some(Err(why)) => bridge::refuse(&channel.split().1, &why).await,
+        None => match visit.caller(account) {
+            Ok(caller) => lobby::serve(visit.gateway.lobby.clone(), caller, channel, begun).await,
+            Err(why) => bridge::refuse(&channel.split().1, &why).await,
+        },
+    }
 }
 
 fn begins(message: &ChannelMsg) -> bool {
@@ -75,10 +189,15 @@ fn begins(message: &ChannelMsg) -> bool {
     )
 }
 
-async fn enter(visit: Visit, mut channel: Channel<Msg>, machine: Arc<Machine>) {
-    let opening = visit.gateway.pool.open(&machine.account, &machine, &Wanted::Session);
+/// Joins the channel to a session in the machine, where `held` is said first.
+pub async fn enter(visit: Visit, mut channel: Channel<Msg>, machine: Arc<Machine>, held: Held) {
+    let opening = async {
+        let machine = visit.awake(Arc::clone(&machine)).await?;
+        let opened = visit.gateway.pool.open(&machine.account, &machine, &Wanted::Session).await;
+        opened.map_err(|error| error.to_string())
+    };
     tokio::pin!(opening);
-    let mut waiting = Waiting::new(&machine);
+    let mut waiting = Waiting::new(&machine, held);
     let opened = loop {
         tokio::select! {
             opened = &mut opening => break opened,
@@ -91,16 +210,17 @@ async fn enter(visit: Visit, mut channel: Channel<Msg>, machine: Arc<Machine>) {
     };
     match opened {
         Ok((mut lease, machine_side)) => {
-            let end = bridge::session(channel, waiting.held, &visit.client, machine_side, &mut lease).await;
+            let passage = Passage { visit: &visit, machine: &machine };
+            let end = bridge::session(channel, waiting.held, machine_side, &mut lease, &passage).await;
             debug!(machine = %machine.slug, ?end, "ssh: session ended");
             if end == End::Clean {
                 lease.give_back();
             }
         }
-        Err(error) => {
-            if waiting.begun || until_begun(&mut channel).await {
+        Err(why) => {
+            if waiting.begun || begun(&mut channel, &visit.terms).await.is_some() {
                 let (_, to) = channel.split();
-                bridge::refuse(&to, &error.to_string()).await;
+                bridge::refuse(&to, &why).await;
             }
         }
     }
@@ -109,6 +229,7 @@ async fn enter(visit: Visit, mut channel: Channel<Msg>, machine: Arc<Machine>) {
 /// What happens on the client's side while the machine is being connected to.
 struct Waiting {
     slug: String,
+    asleep: bool,
     held: Held,
     bytes: usize,
     begun: bool,
@@ -119,12 +240,13 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn new(machine: &Machine) -> Self {
+    fn new(machine: &Machine, held: Held) -> Self {
         Self {
             slug: machine.slug.to_string(),
-            held: VecDeque::new(),
+            asleep: wakes(machine),
+            begun: held.iter().any(begins),
+            held,
             bytes: 0,
-            begun: false,
             terminal: false,
             told: false,
             patience: Box::pin(sleep(PATIENCE)),
@@ -147,7 +269,8 @@ impl Waiting {
     async fn tell(&mut self, channel: &Channel<Msg>) {
         self.told = true;
         if self.begun && self.terminal {
-            let line = format!("mashines: waiting for machine {} to answer\r\n", self.slug);
+            let what = if self.asleep { "start" } else { "answer" };
+            let line = format!("mashines: waiting for machine {} to {what}\r\n", self.slug);
             let _gone = channel.extended_data_bytes(STDERR, line.into_bytes()).await;
         }
     }

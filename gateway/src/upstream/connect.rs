@@ -170,7 +170,7 @@ impl Events {
             match open(client).await {
                 Ok(client_side) => {
                     reply.accept().await;
-                    bridge::plain(machine_side, client_side).await;
+                    bridge::plain(machine_side, client_side, None).await;
                 }
                 Err(_gone) => reply.reject(ChannelOpenFailure::ConnectFailed).await,
             }

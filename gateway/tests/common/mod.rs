@@ -21,12 +21,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// Makes control's API; it is told the test's directory, where the CA's key is.
-type Api<'a> = Box<dyn FnOnce(&Path) -> Router + 'a>;
+pub type Api<'a> = Box<dyn FnOnce(&Path) -> Router + 'a>;
 
 /// Everything a test needs; all of it ends with it.
 pub struct Stage {
     pub directory: TempDir,
     pub gateway: SocketAddr,
+    /// Where SSH is ended, port 443's listeners last.
+    pub every_address: Vec<SocketAddr>,
     pub machine_port: u16,
     pub views: watch::Sender<Arc<View>>,
     sshd: Option<Child>,
@@ -83,7 +85,7 @@ pub fn free_port() -> u16 {
     TcpListener::bind("[::1]:0").unwrap().local_addr().unwrap().port()
 }
 
-fn run(program: &str, arguments: &[&str]) {
+pub fn run(program: &str, arguments: &[&str]) {
     let output = std::process::Command::new(program).args(arguments).output().unwrap();
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
@@ -103,7 +105,7 @@ impl Stage {
         Self::build(|_| (), Some(Box::new(api))).await
     }
 
-    async fn build(change: impl FnOnce(&mut Config), control: Option<Api<'_>>) -> Self {
+    pub async fn build(change: impl FnOnce(&mut Config), control: Option<Api<'_>>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         for name in ["ann", "bob", "stranger", "ca", "machine_host_key"] {
@@ -144,8 +146,18 @@ impl Stage {
         let identity = ca.issue(&PeerName::host(&"entry1".parse().unwrap()), &[]).unwrap();
         let common = Common { state_dir: directory.path().to_owned(), identity, view, shutdown: stop };
         let doors = Doors::open(&config, &common).await.unwrap();
-        let gateway = doors.ssh_addresses().unwrap()[0];
-        let stage = Self { directory, gateway, machine_port, views, sshd: Some(sshd), control, shutdown };
+        let every_address = doors.ssh_addresses().unwrap();
+        let gateway = SocketAddr::from(([127, 0, 0, 1], every_address[0].port()));
+        let stage = Self {
+            directory,
+            gateway,
+            every_address,
+            machine_port,
+            views,
+            sshd: Some(sshd),
+            control,
+            shutdown,
+        };
         stage.publish(None);
         tokio::spawn(doors.serve(common));
         stage
@@ -162,11 +174,16 @@ impl Stage {
 
     /// Publishes the fleet, with `web` changed.
     pub fn publish_with(&self, change: impl FnOnce(&mut Value)) {
+        self.publish_more(change, Vec::new());
+    }
+
+    /// Publishes the fleet, with `web` changed and more records, the later of two with one key.
+    pub fn publish_more(&self, change: impl FnOnce(&mut Value), more: Vec<Change>) {
         let mut web = machine(1, "web", "ann", Ipv6Addr::LOCALHOST, "started");
         change(web.value.as_mut().unwrap());
         let nowhere = "2001:db8::dead".parse().unwrap();
         let mut view = View::default();
-        let changes = vec![
+        let mut changes = vec![
             fleet_config(),
             account("ann", &[self.public_key("ann")]),
             account("bob", &[self.public_key("bob")]),
@@ -174,6 +191,7 @@ impl Stage {
             machine(2, "theirs", "bob", "2001:db8::2".parse().unwrap(), "started"),
             machine(3, "off", "ann", nowhere, "stopped"),
         ];
+        changes.extend(more);
         assert_eq!(view.apply(&Batch { revision: 1, changes }), []);
         self.views.send_replace(Arc::new(view));
     }
@@ -282,6 +300,20 @@ pub async fn finish(mut command: Command, input: &[u8]) -> Output {
         out: output.stdout,
         err: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
+}
+
+/// Control's part that certifies the gateway's keys, signing with `ssh-keygen`.
+pub fn certificates(directory: &Path) -> Router {
+    let directory = directory.to_owned();
+    let certify = move |axum::Json(body): axum::Json<Value>| async move {
+        std::fs::write(directory.join("asked.pub"), body["public_key"].as_str().unwrap()).unwrap();
+        let (ca, key) = (directory.join("ca"), directory.join("asked.pub"));
+        let terms = ["-q", "-I", "gateway", "-V", "-1m:+1d", "-n", "root", "-s"];
+        run("ssh-keygen", &[&terms[..], &[ca.to_str().unwrap(), key.to_str().unwrap()]].concat());
+        let certificate = std::fs::read_to_string(directory.join("asked-cert.pub")).unwrap();
+        axum::Json(json!({ "certificate": certificate }))
+    };
+    Router::new().route("/internal/v1/ssh/certificates", axum::routing::post(certify))
 }
 
 async fn serve_control(ca: &Ca, api: Router) -> (String, JoinHandle<()>) {
