@@ -126,7 +126,7 @@ impl Directory {
         match proof {
             Proof::Key(key) => {
                 let blob = key.to_bytes().map_err(|error| format!("the key cannot be read: {error}"))?;
-                let accounts = self.keys.get(&blob).ok_or("the key you came with is in no account")?;
+                let accounts = self.keys.get(&blob).ok_or("the key you came with has been taken out of its account")?;
                 let whole = accounts.iter().fold(access::Person::default(), |person, account| {
                     person.and(account.clone(), Standing::Owner)
                 });
@@ -315,7 +315,7 @@ pub(crate) mod tests {
         assert_eq!(accounts, ["ann", "team"]);
         assert_eq!(ann.home.unwrap().as_str(), "ann");
         let stranger = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEhlbGxvIHdvcmxkIGhlbGxvIHdvcmxkIGhlbGxvISEh";
-        assert!(who(&directory, stranger).unwrap_err().contains("in no account"));
+        assert!(who(&directory, stranger).unwrap_err().contains("out of its account"));
     }
 
     #[test]
