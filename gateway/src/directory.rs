@@ -126,7 +126,8 @@ impl Directory {
         match proof {
             Proof::Key(key) => {
                 let blob = key.to_bytes().map_err(|error| format!("the key cannot be read: {error}"))?;
-                let accounts = self.keys.get(&blob).ok_or("the key you came with has been taken out of its account")?;
+                let accounts =
+                    self.keys.get(&blob).ok_or("the key you came with has been taken out of its account")?;
                 let whole = accounts.iter().fold(access::Person::default(), |person, account| {
                     person.and(account.clone(), Standing::Owner)
                 });

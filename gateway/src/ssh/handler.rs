@@ -146,6 +146,11 @@ impl Connection {
     }
 }
 
+/// A key that is not taken, and how the client may go on.
+fn declined(methods: MethodSet) -> Auth {
+    Auth::Reject { proceed_with_methods: Some(methods), partial_success: false }
+}
+
 /// A refusal with words; OpenSSH prints them.
 pub fn refusal(reason: String) -> ChannelOpenFailure {
     ChannelOpenFailure::Other { code: ChannelOpenFailure::AdministrativelyProhibited.code(), reason }
@@ -177,9 +182,9 @@ impl Handler for Connection {
         {
             return Ok(Auth::Accept);
         }
+        let sign_up = directory.sign_up();
         drop(directory);
-        self.newcomer.showed(offer.public_key);
-        Ok(Auth::reject())
+        Ok(declined(self.newcomer.showed(offer.public_key, sign_up)))
     }
 
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Self::Error> {
@@ -188,11 +193,12 @@ impl Handler for Connection {
             return Ok(Auth::reject());
         }
         let proof = Proof::Key(Arc::new(key.public_key.clone()));
-        if !self.gateway.directory.borrow().is_known(key.public_key) {
-            self.newcomer.showed(key.public_key);
-            if !self.newcomer.sign_up(&self.gateway, key.public_key, self.arrival).await {
-                return Ok(Auth::reject());
-            }
+        let (known, sign_up) = {
+            let directory = self.gateway.directory.borrow();
+            (directory.is_known(key.public_key), directory.sign_up())
+        };
+        if !known && !self.newcomer.sign_up(&self.gateway, key.public_key, self.arrival).await {
+            return Ok(declined(self.newcomer.showed(key.public_key, sign_up)));
         }
         Ok(self.welcome(user, proof))
     }
@@ -228,7 +234,7 @@ impl Handler for Connection {
         let answers = response.map(|answer| String::from_utf8_lossy(&answer).trim().to_owned()).collect();
         let goes_on = self.newcomer.answered(answers);
         let methods = MethodSet::from([MethodKind::PublicKey].as_slice());
-        // A partial success has the client show its keys again.
+        // A partial success has the client show its keys again, from the one after the last.
         Ok(Auth::Reject { proceed_with_methods: Some(methods), partial_success: goes_on })
     }
 

@@ -112,7 +112,7 @@ impl Stage {
             run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-C", "", "-f", at(name).to_str().unwrap()]);
         }
         let machine_port = free_port();
-        let sshd = start_sshd(directory.path(), machine_port).await;
+        let sshd = start_sshd(directory.path(), machine_port, "").await;
 
         let ca = Ca::create("test").unwrap();
         let mut config: Config =
@@ -217,12 +217,32 @@ impl Stage {
         Self::open(self.directory, &Ca::create("test").unwrap(), config.unwrap(), port, sshd, None).await
     }
 
+    /// The daemon is told to end.
+    pub fn stop(&self) {
+        self.shutdown.send_replace(true);
+    }
+
     pub async fn stop_sshd(&mut self) {
         self.sshd.take().unwrap().kill().await.unwrap();
     }
 
     pub async fn start_sshd(&mut self) {
-        self.sshd = Some(start_sshd(self.directory.path(), self.machine_port).await);
+        self.sshd = Some(start_sshd(self.directory.path(), self.machine_port, "").await);
+    }
+
+    /// The machine's sshd, with that script in the place of the machine's agent.
+    pub async fn with_agent(&mut self, agent: &str) {
+        self.stop_sshd().await;
+        let (wrapper, script) = (self.path("wrapper"), self.path("agent"));
+        let wrapped = format!(
+            "case \"$SSH_ORIGINAL_COMMAND\" in\n/run/mashines/agent*) eval exec sh {} \"${{SSH_ORIGINAL_COMMAND#/run/mashines/agent}}\";;\n\
+             *) exec sh -c \"$SSH_ORIGINAL_COMMAND\";;\nesac\n",
+            script.display()
+        );
+        std::fs::write(&wrapper, wrapped).unwrap();
+        std::fs::write(&script, agent).unwrap();
+        let more = format!("ForceCommand sh {}\n", wrapper.display());
+        self.sshd = Some(start_sshd(self.directory.path(), self.machine_port, &more).await);
     }
 
     /// Options that every client program takes.
@@ -351,14 +371,14 @@ fn certify(directory: &Path) {
     );
 }
 
-async fn start_sshd(directory: &Path, port: u16) -> Child {
+async fn start_sshd(directory: &Path, port: u16, more: &str) -> Child {
     // OpenSSH's privilege separation wants this directory.
     std::fs::create_dir_all("/run/sshd").unwrap();
     let at = |name: &str| directory.join(name).display().to_string();
     let config = format!(
         "Port {port}\nListenAddress ::1\nHostKey {}\nTrustedUserCAKeys {}\nAuthorizedKeysFile {}\n\
          PermitRootLogin yes\nUsePAM no\nPidFile none\nSubsystem sftp internal-sftp\nAcceptEnv LANG MY_*\n\
-         StrictModes no\nMaxStartups 100\nLogLevel ERROR\n",
+         StrictModes no\nMaxStartups 100\nLogLevel ERROR\n{more}",
         at("machine_host_key"),
         at("ca.pub"),
         at("ann.pub"),
