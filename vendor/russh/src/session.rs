@@ -17,14 +17,16 @@ use std::collections::HashMap;
 use std::fmt::{Debug, Formatter};
 use std::mem::replace;
 use std::num::Wrapping;
+use std::sync::Arc;
 use std::time::Duration;
 
 use byteorder::{BigEndian, ByteOrder};
 use bytes::Bytes;
 use log::{debug, trace};
 use ssh_encoding::Encode;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
+use crate::channels::Intake;
 use crate::cipher::OpeningKey;
 use crate::client::GexParams;
 use crate::kex::dh::groups::DhGroup;
@@ -307,6 +309,7 @@ impl Encrypted {
         channel: ChannelId,
         data: &[u8],
         target: u32,
+        intake: Option<(&Intake, &Arc<Notify>)>,
     ) -> Result<bool, crate::Error> {
         if let Some(channel) = self.channels.get_mut(&channel) {
             trace!(
@@ -318,21 +321,51 @@ impl Encrypted {
             if data.len() as u32 <= channel.sender_window_size {
                 channel.sender_window_size -= data.len() as u32;
             }
-            if channel.sender_window_size < target / 2 {
-                debug!(
-                    "sender_window_size {:?}, target {:?}",
-                    channel.sender_window_size, target
-                );
-                push_packet!(self.write, {
-                    self.write.push(msg::CHANNEL_WINDOW_ADJUST);
-                    channel.recipient_channel.encode(&mut self.write)?;
-                    (target - channel.sender_window_size).encode(&mut self.write)?;
-                });
-                channel.sender_window_size = target;
-                return Ok(true);
-            }
         }
-        Ok(false)
+        self.replenish_window(channel, target, intake)
+    }
+
+    /// Grants window up to `target`, less what is unread, once less than half of it is left. What is withheld because the reader
+    /// lags is granted when this is called after the reader's wake-up.
+    pub fn replenish_window(
+        &mut self,
+        channel: ChannelId,
+        target: u32,
+        intake: Option<(&Intake, &Arc<Notify>)>,
+    ) -> Result<bool, crate::Error> {
+        let Some(channel) = self.channels.get_mut(&channel) else {
+            return Ok(false);
+        };
+        let window = channel.sender_window_size;
+        if window >= target / 2 {
+            return Ok(false);
+        }
+        let grant = match intake {
+            None => target - window,
+            Some((intake, wake)) => {
+                // Not worth a message until a quarter of the window can be granted.
+                let least = (target / 4).max(1);
+                let missing = (target - window) as usize;
+                let deserved = || missing.saturating_sub(intake.unread()) as u32;
+                if deserved() < least {
+                    intake.withhold(missing - least as usize + 1, wake);
+                    // The reader may have gone on before it knew that it is waited for.
+                    if deserved() < least {
+                        return Ok(false);
+                    }
+                }
+                intake.granted();
+                deserved().max(least)
+            }
+        };
+        debug!("window {window:?} of {target:?}, granting {grant:?}");
+        push_packet!(self.write, {
+            self.write.push(msg::CHANNEL_WINDOW_ADJUST);
+            channel.recipient_channel.encode(&mut self.write)?;
+            grant.encode(&mut self.write)?;
+        });
+        channel.sender_window_size = window + grant;
+        Ok(true)
     }
 
     fn flush_channel(

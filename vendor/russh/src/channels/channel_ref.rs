@@ -1,6 +1,8 @@
+use std::sync::Arc;
+
 use tokio::sync::mpsc::Sender;
 
-use super::WindowSizeRef;
+use super::{Intake, WindowSizeRef};
 use crate::ChannelMsg;
 
 /// A handle to the [`super::Channel`]'s to be able to transmit messages
@@ -9,6 +11,7 @@ use crate::ChannelMsg;
 pub struct ChannelRef {
     pub(super) sender: Sender<ChannelMsg>,
     pub(super) window_size: WindowSizeRef,
+    pub(super) intake: Arc<Intake>,
 }
 
 impl ChannelRef {
@@ -16,11 +19,16 @@ impl ChannelRef {
         Self {
             sender,
             window_size: WindowSizeRef::new(0),
+            intake: Arc::default(),
         }
     }
 
     pub(crate) fn window_size(&self) -> &WindowSizeRef {
         &self.window_size
+    }
+
+    pub(crate) fn intake(&self) -> &Arc<Intake> {
+        &self.intake
     }
 }
 

@@ -9,6 +9,9 @@ use crate::{ChannelId, ChannelOpenFailure, Error, Pty, Sig};
 
 pub mod io;
 
+mod intake;
+pub(crate) use intake::Intake;
+
 mod channel_ref;
 pub use channel_ref::ChannelRef;
 
@@ -145,6 +148,13 @@ impl WindowSizeRef {
 /// Allows you to read from a channel without borrowing the session
 pub struct ChannelReadHalf {
     pub(crate) receiver: Receiver<ChannelMsg>,
+    pub(crate) intake: Arc<Intake>,
+}
+
+impl Drop for ChannelReadHalf {
+    fn drop(&mut self) {
+        self.intake.abandon();
+    }
 }
 
 impl std::fmt::Debug for ChannelReadHalf {
@@ -156,7 +166,24 @@ impl std::fmt::Debug for ChannelReadHalf {
 impl ChannelReadHalf {
     /// Awaits an incoming [`ChannelMsg`], this method returns [`None`] if the channel has been closed.
     pub async fn wait(&mut self) -> Option<ChannelMsg> {
-        self.receiver.recv().await
+        let message = self.receiver.recv().await;
+        self.note(message.as_ref());
+        message
+    }
+
+    pub(crate) fn poll_recv(
+        &mut self,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<ChannelMsg>> {
+        let message = std::task::ready!(self.receiver.poll_recv(cx));
+        self.note(message.as_ref());
+        std::task::Poll::Ready(message)
+    }
+
+    fn note(&self, message: Option<&ChannelMsg>) {
+        if let Some(ChannelMsg::Data { data } | ChannelMsg::ExtendedData { data, .. }) = message {
+            self.intake.taken(data.len());
+        }
     }
 
     /// Make a reader for the [`Channel`] to receive [`ChannelMsg::Data`]
@@ -470,7 +497,8 @@ impl<S: From<(ChannelId, ChannelMsg)> + Send + Sync + 'static> Channel<S> {
     ) -> (Self, ChannelRef) {
         let (tx, rx) = tokio::sync::mpsc::channel(channel_buffer_size);
         let window_size = WindowSizeRef::new(window_size);
-        let read_half = ChannelReadHalf { receiver: rx };
+        let intake = Arc::new(Intake::default());
+        let read_half = ChannelReadHalf { receiver: rx, intake: Arc::clone(&intake) };
         let write_half = ChannelWriteHalf {
             id,
             sender,
@@ -486,6 +514,7 @@ impl<S: From<(ChannelId, ChannelMsg)> + Send + Sync + 'static> Channel<S> {
             ChannelRef {
                 sender: tx,
                 window_size,
+                intake,
             },
         )
     }

@@ -596,9 +596,14 @@ impl Session {
                     return Ok(());
                 }
                 let target = self.common.config.window_size;
+                let intake = self.channels.get(&channel_num).map(|chan| std::sync::Arc::clone(chan.intake()));
+                if let Some(intake) = &intake {
+                    intake.arrived(data.len());
+                }
                 #[allow(clippy::collapsible_if)]
                 if let Some(ref mut enc) = self.common.encrypted {
-                    if enc.adjust_window_size(channel_num, &data, target)? {
+                    let intake = intake.as_deref().map(|intake| (intake, &self.drained));
+                    if enc.adjust_window_size(channel_num, &data, target, intake)? {
                         let next_window =
                             client.adjust_window(channel_num, self.target_window_size);
                         if next_window > 0 {
@@ -623,9 +628,14 @@ impl Session {
                     return Ok(());
                 }
                 let target = self.common.config.window_size;
+                let intake = self.channels.get(&channel_num).map(|chan| std::sync::Arc::clone(chan.intake()));
+                if let Some(intake) = &intake {
+                    intake.arrived(data.len());
+                }
                 #[allow(clippy::collapsible_if)]
                 if let Some(ref mut enc) = self.common.encrypted {
-                    if enc.adjust_window_size(channel_num, &data, target)? {
+                    let intake = intake.as_deref().map(|intake| (intake, &self.drained));
+                    if enc.adjust_window_size(channel_num, &data, target, intake)? {
                         let next_window =
                             client.adjust_window(channel_num, self.target_window_size);
                         if next_window > 0 {

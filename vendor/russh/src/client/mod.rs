@@ -59,7 +59,7 @@ use tokio::sync::oneshot;
 pub use crate::auth::AuthResult;
 use crate::cert::PublicKeyOrCertificate;
 use crate::channels::{
-    Channel, ChannelMsg, ChannelReadHalf, ChannelRef, ChannelWriteHalf, WindowSizeRef,
+    Channel, ChannelMsg, ChannelReadHalf, Intake, ChannelRef, ChannelWriteHalf, WindowSizeRef,
 };
 use crate::cipher::{self, OpeningKey, clear};
 use crate::kex::{KexAlgorithmImplementor, KexCause, KexProgress, SessionKexState};
@@ -92,6 +92,8 @@ pub struct Session {
     receiver: Receiver<Msg>,
     sender: UnboundedSender<Reply>,
     channels: HashMap<ChannelId, ChannelRef>,
+    /// Rung by readers whose channels' window was withheld.
+    drained: Arc<tokio::sync::Notify>,
     target_window_size: u32,
     pending_reads: Vec<Vec<u8>>,
     pending_len: u32,
@@ -742,6 +744,7 @@ impl<H: Handler> Handle<H> {
         &self,
         mut receiver: Receiver<ChannelMsg>,
         window_size_ref: WindowSizeRef,
+        intake: Arc<Intake>,
     ) -> Result<Channel<Msg>, crate::Error> {
         loop {
             match receiver.recv().await {
@@ -759,7 +762,7 @@ impl<H: Handler> Handle<H> {
                             max_packet_size,
                             window_size: window_size_ref,
                         },
-                        read_half: ChannelReadHalf { receiver },
+                        read_half: ChannelReadHalf { receiver, intake },
                     });
                 }
                 Some(ChannelMsg::OpenFailure(reason)) => {
@@ -845,12 +848,13 @@ impl<H: Handler> Handle<H> {
         let (sender, receiver) = channel(self.channel_buffer_size);
         let channel_ref = ChannelRef::new(sender);
         let window_size_ref = channel_ref.window_size().clone();
+        let intake = Arc::clone(channel_ref.intake());
 
         self.sender
             .send(Msg::ChannelOpenSession { channel_ref })
             .await
             .map_err(|_| crate::Error::SendError)?;
-        self.wait_channel_confirmation(receiver, window_size_ref)
+        self.wait_channel_confirmation(receiver, window_size_ref, intake)
             .await
     }
 
@@ -863,6 +867,7 @@ impl<H: Handler> Handle<H> {
         let (sender, receiver) = channel(self.channel_buffer_size);
         let channel_ref = ChannelRef::new(sender);
         let window_size_ref = channel_ref.window_size().clone();
+        let intake = Arc::clone(channel_ref.intake());
 
         self.sender
             .send(Msg::ChannelOpenX11 {
@@ -872,7 +877,7 @@ impl<H: Handler> Handle<H> {
             })
             .await
             .map_err(|_| crate::Error::SendError)?;
-        self.wait_channel_confirmation(receiver, window_size_ref)
+        self.wait_channel_confirmation(receiver, window_size_ref, intake)
             .await
     }
 
@@ -894,6 +899,7 @@ impl<H: Handler> Handle<H> {
         let (sender, receiver) = channel(self.channel_buffer_size);
         let channel_ref = ChannelRef::new(sender);
         let window_size_ref = channel_ref.window_size().clone();
+        let intake = Arc::clone(channel_ref.intake());
 
         self.sender
             .send(Msg::ChannelOpenDirectTcpIp {
@@ -905,7 +911,7 @@ impl<H: Handler> Handle<H> {
             })
             .await
             .map_err(|_| crate::Error::SendError)?;
-        self.wait_channel_confirmation(receiver, window_size_ref)
+        self.wait_channel_confirmation(receiver, window_size_ref, intake)
             .await
     }
 
@@ -916,6 +922,7 @@ impl<H: Handler> Handle<H> {
         let (sender, receiver) = channel(self.channel_buffer_size);
         let channel_ref = ChannelRef::new(sender);
         let window_size_ref = channel_ref.window_size().clone();
+        let intake = Arc::clone(channel_ref.intake());
 
         self.sender
             .send(Msg::ChannelOpenDirectStreamLocal {
@@ -924,7 +931,7 @@ impl<H: Handler> Handle<H> {
             })
             .await
             .map_err(|_| crate::Error::SendError)?;
-        self.wait_channel_confirmation(receiver, window_size_ref)
+        self.wait_channel_confirmation(receiver, window_size_ref, intake)
             .await
     }
 
@@ -1330,6 +1337,7 @@ impl Session {
             inbound_channel_sender,
             inbound_channel_receiver,
             channels: HashMap::new(),
+            drained: Arc::default(),
             pending_reads: Vec::new(),
             pending_len: 0,
             open_global_requests: VecDeque::new(),
@@ -1386,6 +1394,18 @@ impl Session {
         }
     }
 
+    /// Grants the window that was withheld from channels whose readers have gone on since.
+    fn replenish_windows(&mut self) -> Result<(), crate::Error> {
+        let Some(enc) = self.common.encrypted.as_mut() else { return Ok(()) };
+        for (&channel, chan) in &self.channels {
+            if chan.intake().is_withheld() {
+                let target = self.common.config.window_size;
+                enc.replenish_window(channel, target, Some((chan.intake(), &self.drained)))?;
+            }
+        }
+        Ok(())
+    }
+
     async fn run_inner<H: Handler + Send, R: AsyncRead + AsyncWrite + Unpin + Send>(
         &mut self,
         stream_read: SshRead<ReadHalf<R>>,
@@ -1416,6 +1436,8 @@ impl Session {
 
         let reading = start_reading(stream_read, buffer, opening_cipher);
         pin!(reading);
+
+        let drained = Arc::clone(&self.drained);
 
         #[allow(clippy::panic)] // false positive in select! macro
         while !self.common.disconnected {
@@ -1489,6 +1511,7 @@ impl Session {
                         self.send_keepalive(true)?;
                     }
                 }
+                () = drained.notified(), if !self.kex.active() => self.replenish_windows()?,
                 () = &mut inactivity_timer => {
                     debug!("timeout");
                     return Err(crate::Error::InactivityTimeout.into());

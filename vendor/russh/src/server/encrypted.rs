@@ -1488,10 +1488,15 @@ impl Session {
                 let data = map_err!(Bytes::decode(r))?;
                 map_err!(ensure_end(r))?;
                 let target = self.target_window_size;
+                let intake = self.channels.get(&channel_num).map(|chan| Arc::clone(chan.intake()));
+                if let Some(intake) = &intake {
+                    intake.arrived(data.len());
+                }
 
                 #[allow(clippy::collapsible_if)]
                 if let Some(ref mut enc) = self.common.encrypted {
-                    if enc.adjust_window_size(channel_num, &data, target)? {
+                    let intake = intake.as_deref().map(|intake| (intake, &self.drained));
+                    if enc.adjust_window_size(channel_num, &data, target, intake)? {
                         let window = handler.adjust_window(channel_num, self.target_window_size);
                         if window > 0 {
                             self.target_window_size = window

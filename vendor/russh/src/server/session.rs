@@ -8,10 +8,10 @@ use kex::ServerKex;
 use log::debug;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, UnboundedSender, channel};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::*;
-use crate::channels::{Channel, ChannelMsg, ChannelReadHalf, ChannelRef, ChannelWriteHalf};
+use crate::channels::{Channel, ChannelMsg, ChannelReadHalf, Intake, ChannelRef, ChannelWriteHalf};
 use crate::helpers::NameList;
 use crate::kex::{EXTENSION_SUPPORT_AS_CLIENT, KexCause, SessionKexState};
 use crate::{ChannelOpenFailure, map_err, msg};
@@ -27,6 +27,8 @@ pub struct Session {
     pub(crate) pending_reads: Vec<Vec<u8>>,
     pub(crate) pending_len: u32,
     pub(crate) channels: HashMap<ChannelId, ChannelRef>,
+    /// Rung by readers whose channels' window was withheld.
+    pub(crate) drained: Arc<Notify>,
     pub(crate) open_global_requests: VecDeque<GlobalRequestResponse>,
     pub(crate) kex: SessionKexState<ServerKex>,
 }
@@ -249,13 +251,14 @@ impl Handle {
         let (sender, receiver) = channel(self.channel_buffer_size);
         let channel_ref = ChannelRef::new(sender);
         let window_size_ref = channel_ref.window_size().clone();
+        let intake = Arc::clone(channel_ref.intake());
 
         self.sender
             .send(Msg::ChannelOpenAgent { channel_ref })
             .await
             .map_err(|_| Error::SendError)?;
 
-        self.wait_channel_confirmation(receiver, window_size_ref)
+        self.wait_channel_confirmation(receiver, window_size_ref, intake)
             .await
     }
 
@@ -268,13 +271,14 @@ impl Handle {
         let (sender, receiver) = channel(self.channel_buffer_size);
         let channel_ref = ChannelRef::new(sender);
         let window_size_ref = channel_ref.window_size().clone();
+        let intake = Arc::clone(channel_ref.intake());
 
         self.sender
             .send(Msg::ChannelOpenSession { channel_ref })
             .await
             .map_err(|_| Error::SendError)?;
 
-        self.wait_channel_confirmation(receiver, window_size_ref)
+        self.wait_channel_confirmation(receiver, window_size_ref, intake)
             .await
     }
 
@@ -293,6 +297,7 @@ impl Handle {
         let (sender, receiver) = channel(self.channel_buffer_size);
         let channel_ref = ChannelRef::new(sender);
         let window_size_ref = channel_ref.window_size().clone();
+        let intake = Arc::clone(channel_ref.intake());
 
         self.sender
             .send(Msg::ChannelOpenDirectTcpIp {
@@ -304,7 +309,7 @@ impl Handle {
             })
             .await
             .map_err(|_| Error::SendError)?;
-        self.wait_channel_confirmation(receiver, window_size_ref)
+        self.wait_channel_confirmation(receiver, window_size_ref, intake)
             .await
     }
 
@@ -316,6 +321,7 @@ impl Handle {
         let (sender, receiver) = channel(self.channel_buffer_size);
         let channel_ref = ChannelRef::new(sender);
         let window_size_ref = channel_ref.window_size().clone();
+        let intake = Arc::clone(channel_ref.intake());
 
         self.sender
             .send(Msg::ChannelOpenDirectStreamLocal {
@@ -324,7 +330,7 @@ impl Handle {
             })
             .await
             .map_err(|_| Error::SendError)?;
-        self.wait_channel_confirmation(receiver, window_size_ref)
+        self.wait_channel_confirmation(receiver, window_size_ref, intake)
             .await
     }
 
@@ -338,6 +344,7 @@ impl Handle {
         let (sender, receiver) = channel(self.channel_buffer_size);
         let channel_ref = ChannelRef::new(sender);
         let window_size_ref = channel_ref.window_size().clone();
+        let intake = Arc::clone(channel_ref.intake());
 
         self.sender
             .send(Msg::ChannelOpenForwardedTcpIp {
@@ -349,7 +356,7 @@ impl Handle {
             })
             .await
             .map_err(|_| Error::SendError)?;
-        self.wait_channel_confirmation(receiver, window_size_ref)
+        self.wait_channel_confirmation(receiver, window_size_ref, intake)
             .await
     }
 
@@ -360,6 +367,7 @@ impl Handle {
         let (sender, receiver) = channel(self.channel_buffer_size);
         let channel_ref = ChannelRef::new(sender);
         let window_size_ref = channel_ref.window_size().clone();
+        let intake = Arc::clone(channel_ref.intake());
 
         self.sender
             .send(Msg::ChannelOpenForwardedStreamLocal {
@@ -368,7 +376,7 @@ impl Handle {
             })
             .await
             .map_err(|_| Error::SendError)?;
-        self.wait_channel_confirmation(receiver, window_size_ref)
+        self.wait_channel_confirmation(receiver, window_size_ref, intake)
             .await
     }
 
@@ -380,6 +388,7 @@ impl Handle {
         let (sender, receiver) = channel(self.channel_buffer_size);
         let channel_ref = ChannelRef::new(sender);
         let window_size_ref = channel_ref.window_size().clone();
+        let intake = Arc::clone(channel_ref.intake());
 
         self.sender
             .send(Msg::ChannelOpenX11 {
@@ -389,7 +398,7 @@ impl Handle {
             })
             .await
             .map_err(|_| Error::SendError)?;
-        self.wait_channel_confirmation(receiver, window_size_ref)
+        self.wait_channel_confirmation(receiver, window_size_ref, intake)
             .await
     }
 
@@ -397,6 +406,7 @@ impl Handle {
         &self,
         mut receiver: Receiver<ChannelMsg>,
         window_size_ref: WindowSizeRef,
+        intake: Arc<Intake>,
     ) -> Result<Channel<Msg>, Error> {
         loop {
             match receiver.recv().await {
@@ -414,7 +424,7 @@ impl Handle {
                             max_packet_size,
                             window_size: window_size_ref,
                         },
-                        read_half: ChannelReadHalf { receiver },
+                        read_half: ChannelReadHalf { receiver, intake },
                     });
                 }
                 Some(ChannelMsg::OpenFailure(reason)) => {
@@ -490,6 +500,17 @@ impl Session {
                 seqn: buffer.seqn,
             })
         }
+    }
+
+    /// Grants the window that was withheld from channels whose readers have gone on since.
+    fn replenish_windows(&mut self) -> Result<(), Error> {
+        let Some(enc) = self.common.encrypted.as_mut() else { return Ok(()) };
+        for (&channel, chan) in &self.channels {
+            if chan.intake().is_withheld() {
+                enc.replenish_window(channel, self.target_window_size, Some((chan.intake(), &self.drained)))?;
+            }
+        }
+        Ok(())
     }
 
     /// Dispatch a single message received on the session's internal channel
@@ -638,6 +659,7 @@ impl Session {
         H: Handler + Send + 'static,
         R: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let drained = Arc::clone(&self.drained);
         self.flush()?;
 
         map_err!(self.common.packet_writer.flush_into(&mut stream).await)?;
@@ -776,6 +798,7 @@ impl Session {
                     sent_keepalive = true;
                     self.keepalive_request()?;
                 }
+                () = drained.notified(), if !self.kex.active() => self.replenish_windows()?,
                 () = &mut inactivity_timer => {
                     debug!("timeout");
                     return Err(crate::Error::InactivityTimeout.into());
@@ -1641,6 +1664,7 @@ mod tests {
                     server_mac: mac::NONE,
                     session_id: CryptoVec::new(),
                     channels: HashMap::new(),
+            drained: Arc::default(),
                     last_channel_id: Wrapping(0),
                     write: Vec::new(),
                     write_cursor: 0,
@@ -1670,6 +1694,7 @@ mod tests {
             pending_reads: Vec::new(),
             pending_len: 0,
             channels: HashMap::new(),
+            drained: Arc::default(),
             open_global_requests: VecDeque::new(),
             kex: SessionKexState::Idle,
         }
