@@ -1,6 +1,8 @@
 //! A gateway in this process, OpenSSH's `sshd` playing the machine, OpenSSH's `ssh` playing the person.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod clients;
+
 use axum::Router;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -162,13 +164,24 @@ impl Stage {
 
     /// Publishes the fleet, with `web` changed.
     pub fn publish_with(&self, change: impl FnOnce(&mut Value)) {
+        self.publish_as(&[self.public_key("ann")], change);
+    }
+
+    /// Publishes the fleet, with those keys in ann's account.
+    pub fn publish_keys(&self, keys: &[String]) {
+        let mut keys = keys.to_vec();
+        keys.push(self.public_key("ann"));
+        self.publish_as(&keys, |_| ());
+    }
+
+    fn publish_as(&self, keys: &[String], change: impl FnOnce(&mut Value)) {
         let mut web = machine(1, "web", "ann", Ipv6Addr::LOCALHOST, "started");
         change(web.value.as_mut().unwrap());
         let nowhere = "2001:db8::dead".parse().unwrap();
         let mut view = View::default();
         let changes = vec![
             fleet_config(),
-            account("ann", &[self.public_key("ann")]),
+            account("ann", keys),
             account("bob", &[self.public_key("bob")]),
             web,
             machine(2, "theirs", "bob", "2001:db8::2".parse().unwrap(), "started"),
@@ -325,8 +338,8 @@ async fn start_sshd(directory: &Path, port: u16) -> Child {
     let at = |name: &str| directory.join(name).display().to_string();
     let config = format!(
         "Port {port}\nListenAddress ::1\nHostKey {}\nTrustedUserCAKeys {}\nAuthorizedKeysFile {}\n\
-         PermitRootLogin yes\nUsePAM no\nPidFile none\nSubsystem sftp internal-sftp\nAcceptEnv LANG MY_*\n\
-         StrictModes no\nMaxStartups 100\nLogLevel ERROR\n",
+         PermitRootLogin yes\nUsePAM no\nPidFile none\nSubsystem sftp internal-sftp\nAcceptEnv LANG MY_* GIT_PROTOCOL\n\
+         StrictModes no\nMaxStartups 200\nRekeyLimit 16M\nLogLevel ERROR\n",
         at("machine_host_key"),
         at("ca.pub"),
         at("ann.pub"),
