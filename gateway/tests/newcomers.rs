@@ -120,3 +120,27 @@ async fn a_closed_fleet_asks_nothing() {
     assert!(output.err.contains("is in no account: SHA256:"), "{output:?}");
     assert!(!stage.path("asked").exists() && asked.lock().unwrap().is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_with_many_keys_comes_to_the_known_one_without_a_question() {
+    let asked = Arc::default();
+    let stage = stage(Arc::clone(&asked)).await;
+    stage.publish_more(|_| (), vec![policy("open")]);
+    let mut options = stage.options("stranger");
+    for number in 0..5 {
+        let key = stage.path(&format!("other{number}"));
+        common::run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-C", "", "-f", key.to_str().unwrap()]);
+        options.extend(["-i".to_owned(), key.display().to_string()]);
+    }
+    for strangers in [1, 2, 3, 6] {
+        let mut ssh = Command::new("ssh");
+        ssh.args(&options[..options.len() - 2 * (6 - strangers)]);
+        ssh.args(["-i", stage.path("ann").to_str().unwrap(), "-p", &stage.gateway.port().to_string()]);
+        ssh.args(["web@127.0.0.1", "echo in"])
+            .env("SSH_ASKPASS", "/bin/false")
+            .env("SSH_ASKPASS_REQUIRE", "force");
+        let output = finish(ssh, b"").await;
+        assert_eq!(output.text(), "in\n", "behind {strangers} unknown keys: {output:?}");
+    }
+    assert!(asked.lock().unwrap().is_empty());
+}

@@ -10,8 +10,8 @@
 //! - Nobody is silently dropped: whoever is turned away reads why, before the version line, as a banner or on standard error.
 //! - Who has not proved a key within the grace is cut off, whatever they send or do not send.
 //! - A connection's task never waits for a machine, but for a remote forward (`-R`), and then 10 s at most. The tasks of its channels do.
-//! - What a client sends to a channel that takes nothing is queued up to a window and a queue (about 4 MiB); beyond that the client's
-//!   own connection waits, since russh cannot hold back one channel alone. No other connection is concerned.
+//! - What a client sends to a channel that takes nothing is queued up to the channel's window (2 MiB), which is granted anew as it is
+//!   read; the connection's other channels go on. This is the one change in `vendor/russh`.
 
 pub mod algorithms;
 pub(crate) mod bridge;
@@ -58,8 +58,9 @@ const PARTING: Duration = Duration::from_secs(1);
 /// A session whose client sends nothing at all, not even answers to keepalives, is over after this.
 const DEAD: Duration = Duration::from_secs(12 * 3600);
 
-/// Messages that wait for a channel's task: 4 MiB of OpenSSH's packets.
-const CHANNEL_QUEUE: usize = 128;
+/// Messages that wait for a channel's task. Only full if a client fills the window with packets smaller than 256 bytes; then its own
+/// connection waits, so that its memory is bounded.
+pub(crate) const CHANNEL_QUEUE: usize = 8192;
 
 /// What all connections share.
 pub struct Gateway {

@@ -14,8 +14,7 @@ use tokio::time::timeout;
 use super::credentials::{Credentials, NoCertificate};
 use super::pins::{HostKeyMismatch, Pins};
 use crate::dial::{DialError, dial, patience};
-use crate::ssh::algorithms;
-use crate::ssh::bridge;
+use crate::ssh::{CHANNEL_QUEUE, algorithms, bridge};
 
 /// Key exchange and authentication together. Generous: a guest's first logins are slow.
 const HANDSHAKE: Duration = Duration::from_secs(20);
@@ -193,6 +192,7 @@ impl Connector {
         let config = client::Config {
             preferred: algorithms::preferred(),
             nodelay: true,
+            channel_buffer_size: CHANNEL_QUEUE,
             // Sessions may be silent for days. Three unanswered minutes are a dead machine; a move is a fraction of a second.
             inactivity_timeout: None,
             keepalive_interval: Some(Duration::from_secs(30)),

@@ -1,6 +1,8 @@
 //! A gateway in this process, OpenSSH's `sshd` playing the machine, OpenSSH's `ssh` playing the person.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod clients;
+
 use axum::Router;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -175,6 +177,13 @@ impl Stage {
     /// Publishes the fleet, with `web` changed.
     pub fn publish_with(&self, change: impl FnOnce(&mut Value)) {
         self.publish_more(change, Vec::new());
+    }
+
+    /// Publishes the fleet, with those keys in ann's account.
+    pub fn publish_keys(&self, keys: &[String]) {
+        let mut keys = keys.to_vec();
+        keys.push(self.public_key("ann"));
+        self.publish_more(|_| (), vec![account("ann", &keys)]);
     }
 
     /// Publishes the fleet, with `web` changed and more records, the later of two with one key.
@@ -377,8 +386,8 @@ async fn start_sshd(directory: &Path, port: u16, more: &str) -> Child {
     let at = |name: &str| directory.join(name).display().to_string();
     let config = format!(
         "Port {port}\nListenAddress ::1\nHostKey {}\nTrustedUserCAKeys {}\nAuthorizedKeysFile {}\n\
-         PermitRootLogin yes\nUsePAM no\nPidFile none\nSubsystem sftp internal-sftp\nAcceptEnv LANG MY_*\n\
-         StrictModes no\nMaxStartups 100\nLogLevel ERROR\n{more}",
+         PermitRootLogin yes\nUsePAM no\nPidFile none\nSubsystem sftp internal-sftp\nAcceptEnv LANG MY_* GIT_PROTOCOL\n\
+         StrictModes no\nMaxStartups 200\nRekeyLimit 16M\nLogLevel ERROR\n{more}",
         at("machine_host_key"),
         at("ca.pub"),
         at("ann.pub"),
