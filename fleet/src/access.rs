@@ -185,6 +185,15 @@ pub fn standing_at(
     shared.chain(there(&machine.account)).max()
 }
 
+impl Machine {
+    /// As what it is shared with that account now, and until when.
+    pub fn share_with(&self, account: &AccountId, now: UnixMs) -> Option<(Role, Option<UnixMs>)> {
+        let of = self.shares.iter().filter(|share| share.account == *account);
+        let live = of.filter_map(|share| Some((share.gives(now)?, share.expires_at)));
+        live.max_by_key(|(role, _)| *role)
+    }
+}
+
 impl Share {
     /// What it gives now; nothing once it is over. No share makes anybody an administrator, whatever is written in it.
     pub fn gives(&self, now: UnixMs) -> Option<Role> {

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use http::{HeaderMap, StatusCode};
 use mashines_fleet::api::{Done, Lease, LeaseAnswer, LeaseRequest};
-use mashines_fleet::record::Machine;
+use mashines_fleet::record::{Machine, Role};
 
 use super::answer::{Answer, done};
 use super::auth::Caller;
@@ -68,7 +68,7 @@ pub async fn take(
     headers: HeaderMap,
     OptionalPayload(body): OptionalPayload<LeaseRequest>,
 ) -> Result<(StatusCode, Json<LeaseAnswer>)> {
-    let machine = machines::of(&control, &caller, &path)?;
+    let machine = machines::for_role(&control, &caller, &path, (Role::Operator, "lease"))?;
     let ttl = body.ttl.unwrap_or(60);
     if !(1..=LONGEST).contains(&ttl) {
         return Err(Failure::invalid(format!("ttl {ttl}: it is 1 to {LONGEST} seconds")));
@@ -76,7 +76,7 @@ pub async fn take(
     let lease = Lease {
         nonce: hex::encode(rand::random::<[u8; 16]>()),
         expires_at: now() / 1000 + ttl,
-        owner: caller.account.id.clone(),
+        owner: caller.me.id.clone(),
         description: body.description.unwrap_or_default(),
     };
     let (machine, lease, shown) = (&machine, &lease, nonce(&headers));
@@ -105,7 +105,7 @@ pub async fn release(
     Path(path): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Answer<Done> {
-    let machine = machines::of(&control, &caller, &path)?;
+    let machine = machines::for_role(&control, &caller, &path, (Role::Operator, "lease"))?;
     check(&control, &machine, &headers).await?;
     let mut edit = control.records.edit();
     edit.delete_private(Private::Lease(&machine.id));
