@@ -5,7 +5,7 @@
 //! - It gives no more than whoever made it may still give: one made by an admin who is none any more is void.
 
 use mashines_fleet::access::{Person, standing_in};
-use mashines_fleet::api::{Given, Invite};
+use mashines_fleet::api::{Code, Given, Invite};
 use mashines_fleet::id::{AccountId, MachineId};
 use mashines_fleet::key::Key;
 use mashines_fleet::record::{Account, Machine, Role, Share, UnixMs};
@@ -61,8 +61,9 @@ pub enum To {
 }
 
 /// A new secret and the short id of its invite, which tells nothing of it.
-pub fn new_code() -> (String, String) {
-    (format!("msi_{}", hex::encode(rand::random::<[u8; 16]>())), hex::encode(rand::random::<[u8; 5]>()))
+pub fn new_code() -> (Code, String) {
+    let code = Code(format!("msi_{}", hex::encode(rand::random::<[u8; 16]>())));
+    (code, hex::encode(rand::random::<[u8; 5]>()))
 }
 
 impl Record {
@@ -134,8 +135,8 @@ pub async fn of(records: &Records, account: &AccountId) -> Result<Vec<(String, R
 ///
 /// # Errors
 /// It cannot be encoded.
-pub fn put(edit: &mut Edit<'_>, code: &str, record: &Record) -> Result<()> {
-    let hash = hash(code);
+pub fn put(edit: &mut Edit<'_>, code: &Code, record: &Record) -> Result<()> {
+    let hash = hash(&code.0);
     edit.claim(Private::Invite(&hash), record)?;
     edit.claim(Private::InviteOf(&record.account, &record.id), &hash)?;
     Ok(())
@@ -154,10 +155,10 @@ pub fn remove(edit: &mut Edit<'_>, hash: &str, record: &Record) {
 pub async fn redeem(
     edit: &mut Edit<'_>,
     view: &View,
-    code: &str,
+    code: &Code,
     (account, newcomer): (&AccountId, bool),
 ) -> Result<Given> {
-    let hash = hash(code.trim());
+    let hash = hash(code.0.trim());
     let record: Option<Record> = edit.private(Private::Invite(&hash)).await?;
     let unknown = || {
         Failure::not_found(
@@ -304,7 +305,8 @@ mod tests {
     #[test]
     fn codes_are_long_and_their_ids_tell_nothing_of_them() {
         let (code, id) = new_code();
-        assert_eq!((code.len(), id.len()), (36, 10));
-        assert!(!code.contains(&id) && !hash(&code).contains(&id));
+        assert_eq!((code.0.len(), id.len()), (36, 10));
+        assert!(!code.0.contains(&id) && !hash(&code.0).contains(&id));
+        assert!(!format!("{code:?}").contains(&code.0));
     }
 }

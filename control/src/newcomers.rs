@@ -26,9 +26,9 @@ const MINUTE_MS: u64 = 60_000;
 /// The longest id of an account that people choose.
 const LONGEST_NAME: usize = 32;
 /// Ids that would be mistaken for something of the platform.
-const RESERVED: [&str; 14] = [
-    "admin", "api", "control", "default", "drain", "gateway", "guest", "host", "lobby", "mashines",
-    "personal", "root", "system", "user",
+const RESERVED: [&str; 16] = [
+    "admin", "api", "control", "default", "drain", "gateway", "git", "guest", "signup", "host", "lobby",
+    "mashines", "personal", "root", "system", "user",
 ];
 
 /// The accounts that were made lately.
@@ -87,7 +87,7 @@ pub async fn sign_up(control: &Control, body: &SignUpRequest) -> Result<SignedUp
     if let Some(source) = by_source {
         lately.note(source, now());
     }
-    tracing::info!(account = %made.account, invited = body.invite.is_some(), "a newcomer signed up");
+    tracing::info!(target: "audit", account = %made.account, %key, given = ?made.given, "a newcomer signed up");
     Ok(made)
 }
 
@@ -152,13 +152,15 @@ fn chosen(name: &str) -> Result<AccountId> {
 
 #[cfg(test)]
 mod tests {
+    use mashines_fleet::api::Code;
+
     use super::*;
 
     fn request(invite: Option<&str>, source: Option<&str>) -> SignUpRequest {
         SignUpRequest {
             public_key: String::new(),
             name: None,
-            invite: invite.map(str::to_owned),
+            invite: invite.map(|code| Code(code.to_owned())),
             source: source.map(|source| source.parse().unwrap()),
         }
     }

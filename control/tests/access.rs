@@ -374,6 +374,7 @@ async fn a_shared_machine_is_seen_and_operated_and_never_changed() {
         (Method::DELETE, web.clone(), "remove"),
         (Method::DELETE, format!("{web}?force=true"), "remove"),
         (Method::PUT, format!("{web}/metadata"), "change"),
+        (Method::POST, format!("{web}/lease"), "lease"),
         (Method::DELETE, format!("{shares}/cem"), "unshare"),
     ] {
         let says = format!("bob is operator here and may not {what} machine web");
@@ -448,7 +449,7 @@ async fn an_invite_is_good_once_for_what_it_says_and_its_secret_is_nowhere() {
     let listed: Value = ann.get(invites).await.unwrap();
     assert_eq!(listed[0]["id"], made.invite.id);
     assert_eq!(listed[0]["gives"]["slug"], "web");
-    assert!(!listed.to_string().contains(&made.code) && !format!("{made:?}").contains(&made.code));
+    assert!(!listed.to_string().contains(&made.code.0) && !format!("{made:?}").contains(&made.code.0));
     refused(&people.of("ann"), Method::POST, "/v1/invites/accept", json!({"invite": made.code}), 409, "own")
         .await;
 

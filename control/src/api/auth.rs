@@ -94,6 +94,11 @@ impl Caller {
         }
     }
 
+    /// Notes who changed who may enter.
+    pub fn audit(&self, what: &str) {
+        tracing::info!(target: "audit", me = %self.me.id, account = %self.account.id, standing = %self.standing, "{what}");
+    }
+
     fn refusal(&self, has: Standing, need: Standing, what: &str) -> Failure {
         let may = match need {
             Standing::As(Role::Viewer) => "viewers may",

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use http::StatusCode;
 use mashines_fleet::api::{
-    AcceptFor, AcceptInvite, Accepted, CreateInvite, Done, Invite, InviteMade, InviteTo,
+    AcceptFor, AcceptInvite, Accepted, Code, CreateInvite, Done, Invite, InviteMade, InviteTo,
 };
 use mashines_fleet::id::{AccountId, BadId};
 use mashines_fleet::record::Role;
@@ -83,6 +83,7 @@ pub async fn create(
     over.iter().for_each(|(hash, invite)| invites::remove(&mut edit, hash, invite));
     invites::put(&mut edit, &code, &record)?;
     edit.commit().await?;
+    caller.audit(&format!("made invite {}", record.id));
     Ok((StatusCode::CREATED, Json(InviteMade { code, invite: record.shown(&control.view()) })))
 }
 
@@ -107,10 +108,11 @@ pub async fn remove(State(control): State<Control>, caller: Caller, Path(id): Pa
     let mut edit = control.records.edit();
     invites::remove(&mut edit, hash, invite);
     edit.commit().await?;
+    caller.audit(&format!("withdrew invite {id}"));
     Ok(done())
 }
 
-async fn redeem(control: &Control, code: &str, account: AccountId) -> Answer<Accepted> {
+async fn redeem(control: &Control, code: &Code, account: AccountId) -> Answer<Accepted> {
     let id = &account;
     let given = retrying(|| async {
         let mut edit = control.records.edit();
@@ -119,7 +121,7 @@ async fn redeem(control: &Control, code: &str, account: AccountId) -> Answer<Acc
         Ok(given)
     })
     .await?;
-    tracing::info!(%account, "an invite was used");
+    tracing::info!(target: "audit", %account, ?given, "used an invite");
     Ok(Json(Accepted { account, given }))
 }
 

@@ -78,6 +78,7 @@ pub async fn add_key(
         Ok(true)
     });
     let account = update.await?;
+    caller.audit(&format!("added key {line}"));
     Ok(Json(render::account(&control.view(), &account)))
 }
 
@@ -109,7 +110,9 @@ pub async fn remove_key(
         account.ssh_keys.retain(|line| *line != found.public_key);
         Ok(true)
     });
-    Ok(Json(keys_of(&update.await?)))
+    let account = update.await?;
+    caller.audit(&format!("removed key {id}"));
+    Ok(Json(keys_of(&account)))
 }
 
 fn cas_of(account: &record::Account) -> Vec<SshCa> {
@@ -164,7 +167,9 @@ pub async fn add_ca(
         }
         Ok(true)
     });
-    Ok(Json(cas_of(&update.await?)))
+    let account = update.await?;
+    caller.audit(&format!("trusts certificate authority {}, as {}", ca.public_key, ca.role));
+    Ok(Json(cas_of(&account)))
 }
 
 pub async fn remove_ca(
@@ -189,7 +194,9 @@ pub async fn remove_ca(
         account.ssh_cas.retain(|ca| ca.public_key != found.key.public_key);
         Ok(true)
     });
-    Ok(Json(cas_of(&update.await?)))
+    let account = update.await?;
+    caller.audit(&format!("trusts certificate authority {id} no more"));
+    Ok(Json(cas_of(&account)))
 }
 
 fn short(hash: &str) -> String {
@@ -240,6 +247,7 @@ pub async fn remove_token(
     let mut edit = control.records.edit();
     edit.delete_private(Private::Token(hash));
     edit.commit().await?;
+    caller.audit(&format!("removed token {id}"));
     Ok(done())
 }
 
@@ -275,6 +283,7 @@ pub async fn revoke(
     let record = RevokedRecord { at: now, until: now + signed::LONGEST_LIFE_S * 1000 };
     edit.put_private(Private::Revoked(account, &hash(&nonce)), &record)?;
     edit.commit().await?;
+    caller.audit("revoked a signed token");
     Ok(done())
 }
 

@@ -72,7 +72,9 @@ pub async fn set(
         set_member(account, member.clone(), body.role)?;
         Ok(true)
     });
-    Ok(Json(shown(&update.await?)))
+    let account = update.await?;
+    caller.audit(&format!("made {member} a member, as {}", body.role));
+    Ok(Json(shown(&account)))
 }
 
 pub async fn remove(
@@ -95,7 +97,9 @@ pub async fn remove(
         account.members.remove(&id);
         Ok(true)
     });
-    Ok(Json(shown(&update.await?)))
+    let account = update.await?;
+    caller.audit(&format!("removed member {name}"));
+    Ok(Json(shown(&account)))
 }
 
 /// The end of something that lasts so many seconds.
@@ -143,7 +147,9 @@ pub async fn share(
         put_share(machine, share.clone(), Replace::Always)?;
         Ok(true)
     });
-    Ok(Json(shares_of(&update.await?)))
+    let machine = update.await?;
+    caller.audit(&format!("shared machine {} with {}, as {}", machine.slug, share.account, share.role));
+    Ok(Json(shares_of(&machine)))
 }
 
 pub async fn unshare(
@@ -173,6 +179,8 @@ pub async fn unshare(
         machine.updated_at = now();
         Ok(true)
     });
-    let shares = shares_of(&update.await?);
+    let machine = update.await?;
+    caller.audit(&format!("unshared machine {} with {with}", machine.slug));
+    let shares = shares_of(&machine);
     Ok(Json(if mine { Vec::new() } else { shares }))
 }

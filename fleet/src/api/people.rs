@@ -113,6 +113,23 @@ pub enum InviteTo {
     },
 }
 
+/// The secret of an invite. Whoever has it is let in: it belongs in no log.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Code(pub String);
+
+impl std::fmt::Debug for Code {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Code(…)")
+    }
+}
+
+impl std::fmt::Display for Code {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// Makes an invite.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreateInvite {
@@ -143,20 +160,13 @@ pub struct Invite {
 }
 
 /// A new invite.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InviteMade {
     /// The secret: shown this once and not kept.
-    pub code: String,
+    pub code: Code,
     /// The invite.
     #[serde(flatten)]
     pub invite: Invite,
-}
-
-/// Whoever has the code is let in: it belongs in no log.
-impl std::fmt::Debug for InviteMade {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("InviteMade").field("invite", &self.invite).finish_non_exhaustive()
-    }
 }
 
 /// What an invite gives, or gave.
@@ -192,11 +202,11 @@ pub enum Given {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AcceptInvite {
     /// The code.
-    pub invite: String,
+    pub invite: Code,
 }
 
 /// An entry's word for somebody who uses an invite: `POST /internal/v1/invites/accept`. One of `account` and `public_key`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AcceptFor {
     /// The account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -205,7 +215,7 @@ pub struct AcceptFor {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_key: Option<String>,
     /// The code.
-    pub invite: String,
+    pub invite: Code,
 }
 
 /// An invite was used.
@@ -227,7 +237,7 @@ pub struct SignUpRequest {
     pub name: Option<String>,
     /// An invite's code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub invite: Option<String>,
+    pub invite: Option<Code>,
     /// Where they came from: sign-up without an invite is limited by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<IpAddr>,
