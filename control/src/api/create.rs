@@ -10,7 +10,7 @@ use ipnetwork::Ipv6Network;
 use mashines_fleet::api::{self, CreateMachine};
 use mashines_fleet::id::{AccountId, AppName, Epoch, HostId, MachineId, Slug};
 use mashines_fleet::record::{
-    Capacity, Desired, Host, HostRole, Machine, MachineNet, MachineState, Place, SharedPort,
+    Capacity, Desired, Host, HostRole, Machine, MachineNet, MachineState, Place, Role, SharedPort,
 };
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +63,7 @@ pub async fn create(
     headers: HeaderMap,
     Payload(body): Payload<CreateMachine>,
 ) -> Answer<api::Machine> {
+    caller.must(Role::Admin, "make machines")?;
     let app = apps::of(&control, &caller, &app).await?;
     check_region(&control, body.region.as_deref())?;
     if body.host.is_some() {

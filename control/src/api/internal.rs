@@ -1,4 +1,4 @@
-//! What members of the fleet call: joining, reports, the change stream, SSH certificates.
+//! What members of the fleet call: joining, reports, the change stream, SSH certificates; what entries say of newcomers.
 
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::answer::Answer;
 use super::auth::{Caller, Entry, Follower, Member};
 use super::request::{OptionalPayload, Payload, REPORT};
+use super::{account, invites};
 use crate::control::Control;
 use crate::failure::{Failure, Kind, Result};
 use crate::found::{JoinRecord, make_join_token};
@@ -37,6 +38,8 @@ pub fn router() -> Router<Control> {
         .route("/internal/v1/hosts/{host}/report", post(report))
         .route("/internal/v1/ssh/certificates", post(certify))
         .route("/internal/v1/ssh/host-certificates", post(certify_host))
+        .route("/internal/v1/sign-up", post(account::sign_up))
+        .route("/internal/v1/invites/accept", post(invites::accept_for))
         .route("/internal/v1/tokens/join", post(token))
 }
 

@@ -171,6 +171,9 @@ pub struct Machine {
     /// The migration under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<MigrationId>,
+    /// It is another account's, and shared with the one that asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<super::Shared>,
 }
 
 /// An image, in Fly's shape.
