@@ -1,5 +1,7 @@
 //! Control, as the gateway calls it: the first of its addresses that can be reached.
 
+use std::net::Ipv4Addr;
+
 use http::{HeaderName, HeaderValue, Method, Response};
 use mashines_fleet::access::Standing;
 use mashines_fleet::api::{ACCOUNT_HEADER, ROLE_HEADER};
@@ -12,6 +14,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Serialize)]
 struct CertificateRequest<'a> {
     public_key: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<Ipv4Addr>,
 }
 
 /// The certificate, one line.
@@ -69,12 +73,17 @@ impl Control {
 
     /// A certificate of the platform's SSH CA for `public_key`, which enters machines as root.
     pub async fn certify(&self, public_key: &str) -> Result<String, ControlError> {
-        self.ask_certificate("/internal/v1/ssh/certificates", public_key).await
+        self.ask_certificate("/internal/v1/ssh/certificates", public_key, None).await
     }
 
-    /// A host certificate of the platform's SSH CA for `public_key`: it answers to the names of this entry.
-    pub async fn certify_host(&self, public_key: &str) -> Result<String, ControlError> {
-        self.ask_certificate("/internal/v1/ssh/host-certificates", public_key).await
+    /// A host certificate of the platform's SSH CA for `public_key`: it answers to the names of this entry, and to those of the
+    /// machines at one of its shared addresses.
+    pub async fn certify_host(
+        &self,
+        public_key: &str,
+        address: Option<Ipv4Addr>,
+    ) -> Result<String, ControlError> {
+        self.ask_certificate("/internal/v1/ssh/host-certificates", public_key, address).await
     }
 
     /// Makes an account for somebody whom nobody knows yet.
@@ -90,10 +99,15 @@ impl Control {
         Err(last)
     }
 
-    async fn ask_certificate(&self, path: &str, public_key: &str) -> Result<String, ControlError> {
+    async fn ask_certificate(
+        &self,
+        path: &str,
+        public_key: &str,
+        address: Option<Ipv4Addr>,
+    ) -> Result<String, ControlError> {
         let mut last = ControlError::NoAddress;
         for client in &self.clients {
-            let request = CertificateRequest { public_key };
+            let request = CertificateRequest { public_key, address };
             match client.post::<_, CertificateAnswer>(path, &request).await {
                 Ok(answer) => return Ok(answer.certificate),
                 Err(error) => last = error.into(),

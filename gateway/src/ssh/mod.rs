@@ -42,6 +42,7 @@ use crate::control::Control;
 use crate::dial::prepare;
 use crate::directory::Directory;
 use crate::farewell::turn_away;
+use crate::host_key::Settings;
 use crate::limits::{Door, Limits, Slot};
 use crate::lobby::Lobby;
 use crate::proxied::Balancers;
@@ -160,7 +161,7 @@ impl Gateway {
         self: Arc<Self>,
         listener: TcpListener,
         listens: Listens,
-        settings: watch::Receiver<Arc<server::Config>>,
+        settings: watch::Receiver<Arc<Settings>>,
     ) {
         loop {
             let accepted = tokio::select! {
@@ -169,8 +170,8 @@ impl Gateway {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    let config = Arc::clone(&settings.borrow());
-                    self.connections.spawn(Arc::clone(&self).receive(stream, peer, listens, config));
+                    let settings = Arc::clone(&settings.borrow());
+                    self.connections.spawn(Arc::clone(&self).receive(stream, peer, listens, settings));
                 }
                 Err(error) => {
                     warn!(%error, "accepting an SSH connection");
@@ -186,7 +187,7 @@ impl Gateway {
         mut stream: TcpStream,
         peer: SocketAddr,
         listens: Listens,
-        config: Arc<server::Config>,
+        settings: Arc<Settings>,
     ) {
         // Before the header of a balancer nobody is counted but the balancer, whose connections are its own affair.
         let arrival = match arrival::of(&mut stream, peer, &self.balancers).await {
@@ -215,6 +216,7 @@ impl Gateway {
                 Err(_gone) => return,
             }
         }
+        let config = Arc::clone(settings.at(arrival.at));
         self.converse(stream, arrival, config, Login::new(stranger)).await;
     }
 
