@@ -396,3 +396,57 @@ async fn top_shows_use_and_moves_once_or_again_and_again() {
     assert_eq!(code.unwrap(), 0, "{}", err.text());
     assert!(out.text().contains("\x1b[2A\r\x1b[J"), "the second block goes over the first: {:?}", out.text());
 }
+
+/// A terminal: the side that a person sits at, and the one that a program has.
+fn terminal() -> (std::fs::File, std::fs::File) {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let person = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&person).unwrap();
+    unlockpt(&person).unwrap();
+    let name = ptsname(&person, Vec::new()).unwrap();
+    let program = std::fs::OpenOptions::new().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    (person.into(), program)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn top_ends_at_q_and_at_ctrl_c_and_leaves_the_terminal_as_it_was() {
+    use std::io::{Read, Write};
+    let fleet = Fleet::start().await;
+    can(&fleet, "GET /v1/usage", json!([]));
+    fleet.fake.lock().machines = vec![machine("web", MachineState::Started)];
+    for interrupt in [false, true] {
+        let (mut person, program) = terminal();
+        let modes = || rustix::termios::tcgetattr(&program).unwrap().local_modes;
+        let before = modes();
+        let end = || std::process::Stdio::from(program.try_clone().unwrap());
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_mashines"));
+        command.arg("top").env_clear().env("MASHINES_CONFIG", fleet.config()).env("MASHINES_API", &fleet.url);
+        command.env("MASHINES_TOKEN", support::TOKEN).env("MASHINES_CA", fleet.ca_file());
+        let mut top = command.stdin(end()).stdout(end()).stderr(end()).kill_on_drop(true).spawn().unwrap();
+        let mut screen = person.try_clone().unwrap();
+        let drawn = tokio::task::spawn_blocking(move || {
+            let mut seen = String::new();
+            let mut buffer = [0; 4096];
+            while !seen.contains("\x1b[2A") {
+                let length = screen.read(&mut buffer).unwrap();
+                seen.push_str(&String::from_utf8_lossy(&buffer[..length]));
+            }
+            seen
+        });
+        let drawn = tokio::time::timeout(std::time::Duration::from_secs(15), drawn).await.unwrap().unwrap();
+        assert!(drawn.contains("web"), "{drawn:?}");
+        assert_ne!(modes(), before, "keys come one by one");
+        match interrupt {
+            // What a terminal does at Ctrl-C for the program that it controls.
+            true => {
+                let id = rustix::process::Pid::from_raw(i32::try_from(top.id().unwrap()).unwrap()).unwrap();
+                rustix::process::kill_process(id, rustix::process::Signal::INT).unwrap();
+            }
+            false => person.write_all(b"xq").unwrap(),
+        }
+        let ended =
+            tokio::time::timeout(std::time::Duration::from_secs(10), top.wait()).await.unwrap().unwrap();
+        assert_eq!(ended.code(), Some(0));
+        assert_eq!(modes(), before);
+    }
+}

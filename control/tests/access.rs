@@ -818,3 +818,28 @@ async fn a_token_that_a_key_signed_is_good_while_the_key_is_in_the_account() {
         ask(&ann, Method::POST, "/v1/account/tokens/revoke", json!({"token": "msh_1"})).await.unwrap_err();
     assert_eq!(error.status(), Some(StatusCode::BAD_REQUEST), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_can_be_made_by_hand_as_the_documentation_says() {
+    let people = People::up(&[]).await;
+    let directory = tempfile::tempdir().unwrap();
+    let public = keygen(directory.path(), "ed25519");
+    people
+        .of("ann")
+        .post::<_, api::Account>("/v1/account/keys", &json!({"public_key": public}))
+        .await
+        .unwrap();
+    let page = include_str!("../../docs/access.md");
+    let recipe = page.split_once("```sh\n").unwrap().1.split_once("```").unwrap().0;
+    let exp = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() + 3600;
+    let recipe = recipe.replace("1790000000", &exp.to_string()).replace("~/.ssh/id_ed25519", "ed25519");
+    let recipe = recipe.replace("api@mashine.dev", "api@mashine.test");
+    let made = std::process::Command::new("sh")
+        .current_dir(directory.path())
+        .args(["-ec", &recipe])
+        .output()
+        .unwrap();
+    let token = String::from_utf8(made.stdout).unwrap();
+    let who: api::WhoAmI = people.bearer(token.trim()).get("/v1/whoami").await.unwrap();
+    assert_eq!((who.standing, who.token.unwrap().machines), (Role::Operator.into(), vec!["web".to_owned()]));
+}

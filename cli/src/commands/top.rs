@@ -14,6 +14,7 @@ use mashines_fleet::id::{MachineId, MigrationId};
 use rustix::termios::{self, LocalModes, OptionalActions, SpecialCodeIndex, Termios};
 use serde::Serialize;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Context, wait};
 use crate::client::Client;
@@ -24,9 +25,6 @@ use crate::text::{self, Table};
 
 /// Between two looks.
 const PERIOD: Duration = Duration::from_secs(1);
-
-/// Lines of a terminal whose height is not known.
-const ROWS: usize = 24;
 
 /// How often.
 #[derive(clap::Args)]
@@ -144,9 +142,9 @@ fn rows(session: &Session) -> usize {
     match session.place {
         Place::Local => {
             let size = termios::tcgetwinsize(std::io::stdout()).ok().filter(|size| size.ws_row > 0);
-            size.map_or(ROWS, |size| usize::from(size.ws_row))
+            size.map_or(session.height, |size| usize::from(size.ws_row))
         }
-        Place::Lobby { .. } => ROWS,
+        Place::Lobby { .. } => session.height,
     }
 }
 
@@ -231,7 +229,7 @@ fn block(look: &Look, columns: usize, lines: usize) -> String {
 enum Keys {
     /// The person's own terminal, a byte a key; its settings come back when this goes. One reader for all the time: a read that is given
     /// up would take the next key with it.
-    Own { stdin: tokio::io::Stdin, _terminal: Restore },
+    Own { stdin: tokio::io::Stdin, interrupts: Signal, _terminal: Restore },
     /// Lines of the lobby.
     Lines,
     /// Nobody types; Ctrl-C of a process ends it anyhow.
@@ -253,29 +251,35 @@ impl Keys {
         match (&session.place, in_place) {
             (_, false) => Self::Nobody,
             (Place::Lobby { .. }, true) => Self::Lines,
-            (Place::Local, true) => match unbuffered() {
-                Some(_terminal) => Self::Own { stdin: tokio::io::stdin(), _terminal },
-                None => Self::Nobody,
-            },
+            (Place::Local, true) => Self::own().unwrap_or(Self::Nobody),
         }
+    }
+
+    /// Ctrl-C is listened for before anything is changed: it must not end the process in between.
+    fn own() -> Option<Self> {
+        let interrupts = signal(SignalKind::interrupt()).ok()?;
+        let _terminal = unbuffered()?;
+        Some(Self::Own { stdin: tokio::io::stdin(), interrupts, _terminal })
     }
 
     /// Returns when the person wants it to end.
     async fn end(&mut self, session: &mut Session) {
         match self {
-            Self::Own { stdin, .. } => {
+            Self::Own { stdin, interrupts, .. } => {
                 loop {
                     tokio::select! {
-                        // Ctrl-C would end the process before the terminal is itself again.
-                        _ = tokio::signal::ctrl_c() => return,
+                        _ = interrupts.recv() => return,
                         key = stdin.read_u8() => match key {
                             Ok(b'q' | b'Q') => return,
                             Ok(_) => {}
-                            Err(_) => break,
+                            // Nobody types any more.
+                            Err(_) => {
+                                interrupts.recv().await;
+                                return;
+                            }
                         }
                     }
                 }
-                std::future::pending().await
             }
             Self::Lines => {
                 let Some(stdin) = &mut session.stdin else { return std::future::pending().await };
