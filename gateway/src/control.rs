@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use http::{HeaderName, HeaderValue, Method, Response};
 use mashines_fleet::access::Standing;
-use mashines_fleet::api::{ACCOUNT_HEADER, ROLE_HEADER};
+use mashines_fleet::api::{ACCOUNT_HEADER, ACT_FOR_HEADER, ROLE_HEADER};
 use mashines_fleet::id::AccountId;
 use mashines_fleet::pki::{Identity, PkiError};
 use mashines_fleet::rpc::{Client, RpcError};
@@ -130,6 +130,10 @@ impl Control {
             let Ok(role) = HeaderValue::from_str(&role.to_string()) else { return Err(last) };
             headers.push((HeaderName::from_static(ROLE_HEADER), role));
         }
+        if let Some(account) = &call.act_for {
+            let Ok(account) = HeaderValue::from_str(account) else { return Err(last) };
+            headers.push((HeaderName::from_static(ACT_FOR_HEADER), account));
+        }
         for client in &self.clients {
             let client = client.with_timeout(call.timeout);
             match client.request(call.method.clone(), &call.path, &headers, call.body.clone()).await {
@@ -153,4 +157,6 @@ pub struct Call {
     pub body: bytes::Bytes,
     /// How long the answer may take.
     pub timeout: std::time::Duration,
+    /// The account it is for, when that is not the caller's own.
+    pub act_for: Option<String>,
 }
