@@ -188,6 +188,7 @@ pub fn machine(slug: &str, state: MachineState) -> api::Machine {
         ipv6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number),
         private_ip: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, number),
         fqdn: format!("{slug}.mashine.test"),
+        entry_ipv4: None,
         ssh: Some(api::SshDoor {
             ipv4_host: "entry1.mashine.test".to_owned(),
             ipv4: vec!["192.0.2.1".parse().unwrap()],

@@ -62,9 +62,10 @@ pub fn machine(view: &View, machine: &Machine) -> api::Machine {
         fqdn: format!("{}.{domain}", machine.slug),
         ssh: machine.net.ssh_port.as_ref().map(|door| api::SshDoor {
             ipv4_host: format!("{}.{domain}", door.entry),
-            ipv4: view.hosts.get(&door.entry).map(|entry| entry.public_ipv4.clone()).unwrap_or_default(),
+            ipv4: view.hosts.get(&door.entry).and_then(|entry| entry.own_ipv4()).into_iter().collect(),
             port: door.port,
         }),
+        entry_ipv4: machine.net.entry_ipv4,
         created_at: rfc3339(machine.created_at),
         updated_at: rfc3339(machine.updated_at),
         config: machine.config.clone(),
