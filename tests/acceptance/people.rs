@@ -23,7 +23,7 @@ const FORWARDED: u16 = 9007;
 
 #[test]
 fn people_come_in_share_wake_and_stay_through_moves() -> Result<()> {
-    let fleet = Fleet::up("doors", &mut |step| eprintln!("{step}"))?;
+    let fleet = Fleet::up("people", &mut |step| eprintln!("{step}"))?;
     let words = ["launch", "--name", SLUG, "--memory", "512M", "--autostart", "--wait"];
     let machine: api::Machine = fleet.ask(&words)?;
     eprintln!("launched at {}", machine.ipv6);
@@ -35,7 +35,7 @@ fn people_come_in_share_wake_and_stay_through_moves() -> Result<()> {
 
 /// Another person, whom nobody knows, makes an account by coming to the lobby; then a machine is shared with it.
 fn a_newcomer_signs_up_and_is_let_in(fleet: &Fleet) -> Result<()> {
-    let directory = std::env::temp_dir().join("mashines-doors-bob");
+    let directory = std::env::temp_dir().join("mashines-people-bob");
     let _none = std::fs::remove_dir_all(&directory);
     let bob = Person::new(&fleet.topology, &directory, DOMAIN)?;
     let known: serde_json::Value = fleet.ask(&["known-hosts"])?;
@@ -123,7 +123,7 @@ const UPLOADED: &str = "/var/tmp/uploaded";
 
 impl Upload {
     fn begin(fleet: &Fleet) -> Result<Self> {
-        let file = std::env::temp_dir().join("mashines-doors-upload");
+        let file = std::env::temp_dir().join("mashines-people-upload");
         run(fleet.topology.command(Place::Client, "dd").args([
             "if=/dev/urandom",
             &format!("of={}", file.display()),
