@@ -12,6 +12,7 @@
 //! | [`git`] | what `git push` asks for |
 //! | [`arrival`] | both ends of a connection, and what is spoken on it |
 //! | [`limits`] | how many connections, how fast, before anybody is known |
+//! | [`strangers`] | those of port 22 that have proved no key: who waits, who goes |
 //! | [`accounts`] | how many sessions, how fast, of one account |
 //! | `recording` | what terminals showed |
 //!
@@ -36,6 +37,7 @@ mod recording;
 pub mod route;
 pub mod splice;
 pub mod ssh;
+pub mod strangers;
 pub mod upstream;
 mod wake;
 
@@ -67,6 +69,7 @@ use crate::ports::Ports;
 use crate::proxied::Balancers;
 use crate::recording::Recordings;
 use crate::ssh::{Gateway, Listens};
+use crate::strangers::Strangers;
 use crate::upstream::Pool;
 use crate::upstream::credentials::Credentials;
 
@@ -104,7 +107,7 @@ pub struct Config {
     #[serde(default)]
     pub proxy_from: Vec<IpNetwork>,
     /// Limits of port 22. Connections that have proved no key get a quarter of the places.
-    #[serde(default)]
+    #[serde(default = "Limits::of_ssh")]
     pub ssh_limits: Limits,
     /// Limits of all shared ports together.
     #[serde(default)]
@@ -219,8 +222,8 @@ impl Doors {
             machine_port: self.config.machine_port,
             login_grace: Duration::from_secs(self.config.login_grace_s),
             balancers: Balancers::new(self.config.proxy_from),
-            door: Door::new(self.config.ssh_limits),
-            strangers: Door::new(ssh::stranger_limits(self.config.ssh_limits)),
+            door: Door::new(self.config.ssh_limits.without_rate()),
+            strangers: Strangers::new(ssh::stranger_limits(self.config.ssh_limits)),
             accounts: Accounts::new(self.config.account_limits),
             recordings: Some(self.recordings),
             connections: TaskTracker::new(),
