@@ -103,6 +103,9 @@ pub struct Config {
     /// Seconds to prove a key.
     #[serde(default = "grace")]
     pub login_grace_s: u64,
+    /// Seconds that a connection to a machine waits for its next channel; with 0 each channel has a connection of its own.
+    #[serde(default = "machine_idle")]
+    pub machine_idle_s: u64,
     /// Networks of load balancers: a connection from there begins with a PROXY header (version 1 or 2), which says who the client is.
     #[serde(default)]
     pub proxy_from: Vec<IpNetwork>,
@@ -134,6 +137,10 @@ fn ssh_port() -> u16 {
 
 fn grace() -> u64 {
     30
+}
+
+fn machine_idle() -> u64 {
+    60
 }
 
 /// The role: binds, then serves until the daemon ends.
@@ -215,7 +222,11 @@ impl Doors {
             tasks.spawn(async move { ports.serve(views).await });
         }
         let gateway = Arc::new(Gateway {
-            pool: Pool::new(self.credentials, self.config.machine_port),
+            pool: Pool::new(
+                self.credentials,
+                self.config.machine_port,
+                Duration::from_secs(self.config.machine_idle_s),
+            ),
             lobby: Lobby::new(self.control.clone(), directory.clone()),
             control: self.control,
             directory,
