@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::Method;
 use mashines_fleet::api;
+use mashines_fleet::id::AccountId;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -24,6 +25,11 @@ pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<serde_json::Value, Call
 pub trait Transport: Send + Sync {
     /// Makes the call.
     fn call<'a>(&'a self, request: Request<'a>) -> Answer<'a>;
+
+    /// Whether it passes [`Request::account`] on. One that does not would do to the person's own account what is meant for another.
+    fn acts_for_others(&self) -> bool {
+        false
+    }
 }
 
 /// One call.
@@ -33,6 +39,8 @@ pub struct Request<'a> {
     pub method: Method,
     /// The path: begins with `/`, holds the query.
     pub path: &'a str,
+    /// The account it is for, when that is not the one that asks: goes into [`api::ACT_FOR_HEADER`].
+    pub account: Option<&'a str>,
     /// The JSON body.
     pub body: Option<serde_json::Value>,
     /// How long the answer may take.
@@ -59,12 +67,27 @@ pub enum CallError {
 #[derive(Clone)]
 pub struct Client {
     transport: Arc<dyn Transport>,
+    account: Option<String>,
 }
 
 impl Client {
     /// A client over `transport`.
     pub fn new(transport: impl Transport + 'static) -> Self {
-        Self { transport: Arc::new(transport) }
+        Self { transport: Arc::new(transport), account: None }
+    }
+
+    /// The same, for another account that the person acts for.
+    pub fn for_account(&self, account: &str) -> Result<Self, CliError> {
+        let id: AccountId = account.parse().map_err(|why: mashines_fleet::id::BadId| {
+            CliError::usage(why.to_string()).next("mashines whoami")
+        })?;
+        if !self.transport.acts_for_others() {
+            return Err(CliError::usage(
+                "this gateway does not act for other accounts: `--account` is of no use here",
+            )
+            .next("use the mashines command on your own machine"));
+        }
+        Ok(Self { transport: Arc::clone(&self.transport), account: Some(id.to_string()) })
     }
 
     /// GET. `what` is the attempt in words, for the error: "list the machines".
@@ -95,6 +118,11 @@ impl Client {
         self.call(what, Method::POST, path, Some(body), timeout).await
     }
 
+    /// DELETE whose answer is what is left.
+    pub async fn delete_for<T: DeserializeOwned>(&self, what: &str, path: &str) -> Result<T, CliError> {
+        self.call(what, Method::DELETE, path, None, SOON).await
+    }
+
     /// DELETE; the answer's body is of no interest.
     pub async fn delete(&self, what: &str, path: &str) -> Result<(), CliError> {
         self.call::<serde_json::Value>(what, Method::DELETE, path, None, SOON).await.map(drop)
@@ -108,7 +136,7 @@ impl Client {
         body: Option<serde_json::Value>,
         timeout: Duration,
     ) -> Result<T, CliError> {
-        let request = Request { method, path, body, timeout };
+        let request = Request { method, path, account: self.account.as_deref(), body, timeout };
         let value = self.transport.call(request).await.map_err(|e| e.into_cli(what))?;
         serde_json::from_value(value).map_err(|e| {
             CliError::failed(format!("cannot {what}: the API's answer to {path} is not understood: {e}"))
@@ -121,7 +149,12 @@ impl Client {
         self.get("read the account", "/v1/account").await
     }
 
-    /// The account's machines.
+    /// Who asks, for whom, and as what.
+    pub async fn whoami(&self) -> Result<api::WhoAmI, CliError> {
+        self.get("ask who you are", "/v1/whoami").await
+    }
+
+    /// The account's machines, and those that are shared with it.
     pub async fn machines(&self) -> Result<Vec<api::Machine>, CliError> {
         self.get("list the machines", "/v1/machines").await
     }
@@ -191,8 +224,8 @@ pub fn unknown<'a>(kind: &str, name: &str, known: impl IntoIterator<Item = &'a s
     }
 }
 
-/// A name as one path segment. Names never hold what would need escaping, so anything else is a typing error.
-fn segment(name: &str) -> Result<&str, CliError> {
+/// A name, id or fingerprint as one path segment. Names never hold what would need escaping, so anything else is a typing error.
+pub fn segment(name: &str) -> Result<&str, CliError> {
     let usable = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if !name.is_empty() && name.len() <= 80 && name.chars().all(usable) {
         Ok(name)

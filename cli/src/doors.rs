@@ -10,6 +10,8 @@ use crate::text;
 pub struct Doors {
     /// Straight to the machine's own sshd: the address is routed, nothing is between.
     pub ipv6: String,
+    /// The same line works over IPv4: the machine has an address of the entry, shared with other accounts.
+    pub ipv4: bool,
     /// Over IPv4: an entry's port that belongs to this machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<String>,
@@ -32,8 +34,17 @@ impl Doors {
     pub fn of(machine: &Machine) -> Self {
         Self {
             ipv6: format!("ssh root@{}", machine.fqdn),
+            ipv4: machine.entry_ipv4.is_some(),
             port: machine.ssh.as_ref().map(|door| format!("ssh -p {} root@{}", door.port, door.ipv4_host)),
             gateway: format!("ssh {}@{}", machine.slug, gateway(machine)),
+        }
+    }
+
+    fn everywhere(&self) -> &'static str {
+        if self.ipv4 {
+            "by IPv6, straight to the machine; by IPv4, through the gateway"
+        } else {
+            "by IPv6, straight to the machine"
         }
     }
 
@@ -41,7 +52,7 @@ impl Doors {
     pub fn render(&self) -> String {
         let port = self.port.as_deref().unwrap_or_default();
         let lines = [
-            (self.ipv6.as_str(), "by IPv6, straight to the machine"),
+            (self.ipv6.as_str(), self.everywhere()),
             (port, "by IPv4, through its shared port"),
             (self.gateway.as_str(), "through the gateway"),
         ];
@@ -73,10 +84,12 @@ pub fn addresses(machine: &Machine) -> String {
             false => format!("{} ({}) port {}", door.ipv4_host, addresses.join(", "), door.port),
         }
     });
+    let shared = [machine.entry_ipv4.map(|address| address.to_string()), shared];
+    let shared = shared.into_iter().flatten().collect::<Vec<_>>().join(", ");
     text::fields([
         ("  name", machine.fqdn.clone()),
         ("  IPv6", machine.ipv6.to_string()),
-        ("  IPv4", shared.unwrap_or_default()),
+        ("  IPv4", shared),
         ("  mesh", machine.private_ip.to_string()),
     ])
 }

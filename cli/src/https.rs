@@ -4,7 +4,8 @@
 //! address, through a tunnel or by any name, and no other member of the fleet can pose as it.
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, HeaderValue};
+use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use mashines_fleet::api::ACT_FOR_HEADER;
 use mashines_fleet::pki::{self, PeerName, PkiError};
 use mashines_fleet::rpc::{self, RpcError};
 
@@ -21,7 +22,14 @@ impl Transport for rpc::Client {
                 None => Vec::new(),
             };
             let client = self.with_timeout(request.timeout);
-            let answer = client.request(request.method, request.path, &[], Bytes::from(body)).await;
+            let account = request.account.map(HeaderValue::from_str).transpose();
+            let account =
+                account.map_err(|_| CallError::Unreachable("an account's name is no header".to_owned()))?;
+            let headers: Vec<(HeaderName, HeaderValue)> = account
+                .map(|account| (HeaderName::from_static(ACT_FOR_HEADER), account))
+                .into_iter()
+                .collect();
+            let answer = client.request(request.method, request.path, &headers, Bytes::from(body)).await;
             let answer = answer.map_err(call_error)?.into_body();
             if answer.is_empty() {
                 return Ok(serde_json::Value::Null);
@@ -34,6 +42,10 @@ impl Transport for rpc::Client {
                 ))
             })
         })
+    }
+
+    fn acts_for_others(&self) -> bool {
+        true
     }
 }
 

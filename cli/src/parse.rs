@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use mashines_fleet::access::Standing;
+use mashines_fleet::record::Role;
+
 /// An amount of memory or disk in MiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mebibytes(pub u64);
@@ -51,9 +54,9 @@ pub fn size(text: &str) -> Result<Mebibytes, String> {
     }
 }
 
-/// Reads `90`, `90s`, `5m`, `1h`, `500ms`. A bare number is seconds.
+/// Reads `90`, `90s`, `5m`, `1h`, `7d`, `500ms`. A bare number is seconds.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is not a time: a number with ms, s, m or h, such as 90s or 5m");
+    let wrong = || format!("{text:?} is not a time: a number with ms, s, m, h or d, such as 90s or 5m");
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().map_err(|_| wrong())?;
@@ -62,9 +65,20 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         "" | "s" => 1_000,
         "m" => 60_000,
         "h" => 3_600_000,
+        "d" => 86_400_000,
         _ => return Err(wrong()),
     };
     number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(wrong)
+}
+
+/// Reads `viewer`, `operator` or `admin`.
+pub fn role(text: &str) -> Result<Role, String> {
+    text.parse().map_err(|why: mashines_fleet::access::BadRole| why.to_string())
+}
+
+/// Reads a role, or `owner`.
+pub fn standing(text: &str) -> Result<Standing, String> {
+    text.parse().map_err(|why: mashines_fleet::access::BadRole| why.to_string())
 }
 
 /// Reads `NAME:SIZE[:PATH]`, a volume to make, or `NAME[:PATH]`, one that exists. Without a path it is mounted at `/NAME`.
@@ -143,7 +157,8 @@ mod tests {
         assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
-        for bad in ["", "s", "1.5s", "-1", "1d", "99999999999999999999h"] {
+        assert_eq!(duration("7d"), Ok(Duration::from_secs(7 * 86_400)));
+        for bad in ["", "s", "1.5s", "-1", "1w", "99999999999999999999h"] {
             assert!(duration(bad).is_err(), "{bad:?}");
         }
     }

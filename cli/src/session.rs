@@ -14,6 +14,9 @@ pub type Input = Box<dyn AsyncBufRead + Send + Unpin>;
 /// Columns, where there is no terminal to ask.
 const WIDTH: usize = 100;
 
+/// Lines, where there is no terminal to ask.
+const HEIGHT: usize = 24;
+
 /// On whose machine the command runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
@@ -41,6 +44,8 @@ pub struct Session {
     pub terminal: bool,
     /// Columns of that terminal.
     pub width: usize,
+    /// Lines of that terminal.
+    pub height: usize,
     /// Where it runs.
     pub place: Place,
 }
@@ -57,12 +62,13 @@ impl Session {
             stderr: Box::new(tokio::io::stderr()),
             terminal: std::io::stderr().is_terminal(),
             width: terminal_width().unwrap_or(WIDTH),
+            height: HEIGHT,
             place: Place::Local,
         }
     }
 
-    /// A person in the SSH lobby, already known by key; `client` speaks for their account. Set `stdin`, `terminal` and
-    /// `width` when they have a terminal; the caller's writers then turn `\n` into `\r\n`.
+    /// A person in the SSH lobby, already known by key; `client` speaks for their account. Set `stdin`, `terminal`,
+    /// `width` and `height` when they have a terminal; the caller's writers then turn `\n` into `\r\n`.
     pub fn lobby(client: Client, gateway: impl Into<String>, stdout: Output, stderr: Output) -> Self {
         Self {
             client: Some(client),
@@ -71,6 +77,7 @@ impl Session {
             stderr,
             terminal: false,
             width: WIDTH,
+            height: HEIGHT,
             place: Place::Lobby { gateway: gateway.into() },
         }
     }

@@ -1,7 +1,8 @@
 //! What `mashines login` keeps: where the API is, the token, the CA to trust.
 //!
 //! The file is `$MASHINES_CONFIG`, else `mashines/config.toml` in `$XDG_CONFIG_HOME` or `~/.config`; mode 0600, for it holds the
-//! token. `MASHINES_API`, `MASHINES_TOKEN` and `MASHINES_CA` (a PEM file or `sha256:…`) win over it, one by one.
+//! token. `MASHINES_API`, `MASHINES_TOKEN` and `MASHINES_CA` (a PEM file or `sha256:…`) win over it, one by one. `MASHINES_ACCOUNT`
+//! is what `--account` says.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -129,6 +130,11 @@ fn read(file: &Path) -> Result<Option<Settings>, CliError> {
             .next("mashines login, which writes them anew")
     })?;
     Ok(Some(parsed))
+}
+
+/// The account that the environment says to act for.
+pub fn account(environment: Environment<'_>) -> Option<String> {
+    environment("MASHINES_ACCOUNT").filter(|value| !value.is_empty())
 }
 
 /// Writes the settings, readable by their owner only. All or nothing: a new file takes the old one's place.

@@ -19,6 +19,7 @@ use crate::failure::{Failure, Result};
 use crate::found::Secret;
 use crate::hosts::Hosts;
 use crate::lifecycle::Driver;
+use crate::newcomers::Lately;
 use crate::records::{Private, Records, volumes_of};
 use crate::scheduler::{self, Candidate, Wanted};
 use crate::ssh_ca::SshCa;
@@ -41,6 +42,8 @@ pub struct Inner {
     pub ssh_ca: SshCa,
     /// Held from choosing a host to the commit that takes the room: of two launches one must see the other's.
     pub placing: tokio::sync::Mutex<()>,
+    /// Accounts that were made lately; held while one is made.
+    pub newcomers: tokio::sync::Mutex<Lately>,
     /// Sagas that run in this process.
     sagas: Mutex<HashSet<MigrationId>>,
     /// Drains that run in this process.
@@ -72,6 +75,7 @@ impl Control {
             ca: Ca::from_pem(ca.public, ca.secret),
             ssh_ca: SshCa::from_secret(&ssh.secret)?,
             placing: tokio::sync::Mutex::default(),
+            newcomers: tokio::sync::Mutex::default(),
             sagas: Mutex::default(),
             drains: Mutex::default(),
             nudge: Notify::new(),

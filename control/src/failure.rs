@@ -23,6 +23,8 @@ pub enum Kind {
     Race,
     /// No host has the room.
     NoRoom,
+    /// Too often: later it may be done.
+    TooMany,
     /// The time was over.
     Timeout,
     /// A host that is needed does not answer.
@@ -42,6 +44,7 @@ impl Kind {
             Self::NotFound => "not-found",
             Self::Conflict | Self::Race => "conflict",
             Self::NoRoom => "no-room",
+            Self::TooMany => "too-many",
             Self::Timeout => "timeout",
             Self::Unavailable => "unavailable",
             Self::Internal => "internal",
@@ -58,6 +61,7 @@ impl Kind {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::Conflict | Self::Race => StatusCode::CONFLICT,
             Self::NoRoom => StatusCode::PRECONDITION_FAILED,
+            Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,

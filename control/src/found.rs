@@ -60,6 +60,14 @@ pub(crate) struct TokenRecord {
     pub created_at: u64,
 }
 
+/// That a signed token is refused.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct RevokedRecord {
+    pub at: u64,
+    /// No token that could carry the nonce lives longer.
+    pub until: u64,
+}
+
 /// A join token in the store.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct JoinRecord {

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 
 use crate::failure::{Failure, Kind, Result};
 use crate::time::now;
+use crate::usage::Meter;
 
 /// A host that was silent for longer is not alive: nothing is placed on it.
 pub const ALIVE: Duration = Duration::from_secs(15);
@@ -39,6 +40,23 @@ struct Inner {
 struct Heard {
     at: Instant,
     state: Option<HostState>,
+    meters: HashMap<MachineId, Meter>,
+}
+
+impl Heard {
+    /// What each of the host's machines has used since the last report.
+    fn measure(&mut self) {
+        let Some(state) = &self.state else { return };
+        let meters = state.machines.iter().map(|local| {
+            let (epoch, at, time) = (local.epoch, self.at, local.cpu_time_us);
+            let known = self.meters.get(&local.id);
+            (
+                local.id.clone(),
+                known.map_or_else(|| Meter::begin(epoch, at, time), |m| m.next(epoch, at, time)),
+            )
+        });
+        self.meters = meters.collect();
+    }
 }
 
 /// How an instance stands, as far as control knows.
@@ -66,10 +84,12 @@ impl Hosts {
     pub fn report(&self, host: &HostId, state: Option<HostState>) {
         let mut inner = self.inner();
         let heard = inner.reports.entry(host.clone());
-        let heard = heard.or_insert_with(|| Heard { at: Instant::now(), state: None });
+        let heard =
+            heard.or_insert_with(|| Heard { at: Instant::now(), state: None, meters: HashMap::new() });
         heard.at = Instant::now();
         if state.is_some() {
             heard.state = state;
+            heard.measure();
         }
         drop(inner);
         self.heard.notify_one();
@@ -96,6 +116,15 @@ impl Hosts {
         let Some(state) = &heard.state else { return Seen::Silent };
         let here = state.machines.iter().find(|local| local.id == *machine);
         here.map_or(Seen::Absent, |local| Seen::Here(local.clone()))
+    }
+
+    /// What the machine uses there: percent of one CPU between the last two reports, and the instance as it was reported.
+    pub fn usage(&self, host: &HostId, machine: &MachineId) -> Option<(Option<f64>, LocalMachine)> {
+        let inner = self.inner();
+        let heard = inner.reports.get(host).filter(|heard| heard.at.elapsed() < ALIVE)?;
+        let local = heard.state.as_ref()?.machines.iter().find(|local| local.id == *machine)?;
+        let percent = heard.meters.get(machine).and_then(|meter| meter.percent());
+        Some((percent, local.clone()))
     }
 
     /// All instances and migrations of the hosts that are alive.

@@ -22,14 +22,18 @@ mod control;
 mod failure;
 mod found;
 mod hosts;
+mod invites;
 mod lifecycle;
 mod migration;
+mod newcomers;
 mod records;
 mod scheduler;
+mod signed;
 mod ssh_ca;
 #[cfg(test)]
 mod testing;
 mod time;
+mod usage;
 
 pub use config::Config;
 pub use control::{run, run_with};

@@ -57,6 +57,12 @@ pub enum Private<'a> {
     HostKey(&'a MachineId),
     /// A person's token, by its hash.
     Token(&'a str),
+    /// That a signed token is refused, by its account or its key's and the hash of its nonce: until when that must be known.
+    Revoked(&'a AccountId, &'a str),
+    /// An invite, by its hash.
+    Invite(&'a str),
+    /// The hash of an account's invite, by its short id.
+    InviteOf(&'a AccountId, &'a str),
     /// A join token, by its hash.
     Join(&'a str),
     /// An app of an account.
@@ -95,6 +101,9 @@ impl std::fmt::Display for Private<'_> {
             Self::SshCa => f.write_str("ssh-ca"),
             Self::HostKey(machine) => write!(f, "host-key/{machine}"),
             Self::Token(hash) => write!(f, "token/{hash}"),
+            Self::Revoked(account, hash) => write!(f, "revoked/{account}/{hash}"),
+            Self::Invite(hash) => write!(f, "invite/{hash}"),
+            Self::InviteOf(account, id) => write!(f, "invite-of/{account}/{id}"),
             Self::Join(hash) => write!(f, "join/{hash}"),
             Self::App(account, app) => write!(f, "app/{account}/{app}"),
             Self::Slug(slug) => write!(f, "slug/{slug}"),
@@ -182,6 +191,20 @@ impl Records {
     pub async fn private<T: DeserializeOwned>(&self, key: Private<'_>) -> Result<Option<T>> {
         let entry = self.store.get(&key.to_string()).await?;
         Ok(entry.map(|entry| serde_json::from_slice(&entry.value)).transpose()?)
+    }
+
+    /// Reads all private values whose keys begin so (`private/` left out), by what follows.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn private_below<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<(String, T)>> {
+        let prefix = format!("{PRIVATE}{prefix}");
+        let listing = self.store.list(&prefix).await?;
+        let parsed = listing.entries.iter().filter_map(|entry| {
+            let rest = entry.key.strip_prefix(&prefix)?;
+            Some(serde_json::from_slice(&entry.value).map(|value| (rest.to_owned(), value)))
+        });
+        Ok(parsed.collect::<std::result::Result<_, _>>()?)
     }
 
     /// Reads one record, changes it and writes it back; tries again when somebody was faster. `change` says whether

@@ -1,10 +1,12 @@
 //! The platform's SSH CA. Machines trust it, and the gateway enters them with certificates of it that live a day. People trust it, and
 //! machines prove their names with certificates of it: one line in `known_hosts` is all that a person needs.
 
+use mashines_fleet::api;
 use russh::keys::ssh_key::LineEnding;
 use russh::keys::ssh_key::certificate::{Builder, CertType};
 use russh::keys::ssh_key::private::Ed25519Keypair;
-use russh::keys::{PrivateKey, PublicKey};
+use russh::keys::{HashAlg, PrivateKey, PublicKey};
+use sha2::{Digest, Sha256};
 
 use crate::failure::{Failure, Result};
 use crate::found::Secret;
@@ -124,6 +126,19 @@ pub fn normal_key(text: &str) -> Result<String> {
     let mut key = parse_key(text)?;
     key.set_comment("");
     key.to_openssh().map(|line| line.trim().to_owned()).map_err(failed("write a public key"))
+}
+
+/// A public key as the API lists it; none for a line that is no key.
+pub fn shown_key(line: &str) -> Option<api::SshKey> {
+    let key = PublicKey::from_openssh(line.trim()).ok()?;
+    let mut id = hex::encode(Sha256::digest(key.to_bytes().ok()?));
+    id.truncate(12);
+    Some(api::SshKey {
+        id,
+        algorithm: key.algorithm().to_string(),
+        fingerprint: key.fingerprint(HashAlg::Sha256).to_string(),
+        public_key: line.to_owned(),
+    })
 }
 
 #[cfg(test)]

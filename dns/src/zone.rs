@@ -210,7 +210,7 @@ impl Zone {
                 self.add_fixed(apex, &name, address_data(ip));
                 self.add_fixed(apex, apex, address_data(ip));
             }
-            self.entries.insert(host.id.clone(), host.public_ipv4.clone());
+            self.entries.insert(host.id.clone(), host.own_ipv4().into_iter().collect());
             self.addresses.extend(host.public_ipv6.iter().map(|ip| (*ip, name.clone())));
         }
     }
@@ -298,7 +298,7 @@ fn absolute(mut name: Name) -> Name {
 }
 
 fn public_addresses(host: &Host) -> impl Iterator<Item = IpAddr> {
-    let v4 = host.public_ipv4.iter().copied().map(IpAddr::V4);
+    let v4 = host.own_ipv4().map(IpAddr::V4).into_iter();
     v4.chain(host.public_ipv6.iter().copied().map(IpAddr::V6))
 }
 

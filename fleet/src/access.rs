@@ -185,6 +185,15 @@ pub fn standing_at(
     shared.chain(there(&machine.account)).max()
 }
 
+impl Machine {
+    /// As what it is shared with that account now, and until when.
+    pub fn share_with(&self, account: &AccountId, now: UnixMs) -> Option<(Role, Option<UnixMs>)> {
+        let of = self.shares.iter().filter(|share| share.account == *account);
+        let live = of.filter_map(|share| Some((share.gives(now)?, share.expires_at)));
+        live.max_by_key(|(role, _)| *role)
+    }
+}
+
 impl Share {
     /// What it gives now; nothing once it is over. No share makes anybody an administrator, whatever is written in it.
     pub fn gives(&self, now: UnixMs) -> Option<Role> {
@@ -330,6 +339,12 @@ mod tests {
             // Expired shares are as if they were not there.
             let live = shares.iter().filter(|s| s.expires_at.is_none_or(|end| now < end)).cloned().collect();
             prop_assert_eq!(got, standing_at(&machine(owner, live), &all, &person, now));
+            for account in &accounts {
+                let role = web.share_with(&account.id, now).map(|(role, _)| role);
+                prop_assert_eq!(role, shares.iter().filter(|s| s.account == account.id).filter_map(|s| s.gives(now)).max());
+                let whole = standing_at(&web, &all, &Person::of(account.id.clone()), now);
+                prop_assert!(role.map(Standing::As) <= whole);
+            }
             // Time and the removal of shares only take away.
             prop_assert!(standing_at(&web, &all, &person, now + 1) <= got);
             prop_assert!(home <= got);

@@ -98,12 +98,24 @@ pub struct Host {
     pub cordoned: bool,
     /// When it last reported.
     pub seen_at: UnixMs,
-    /// Public IPv4 addresses of an entry, whose ports are shared among machines.
+    /// Public IPv4 addresses of an entry: its own, whose ports are shared among machines, and then those that are shared themselves.
     #[serde(default)]
     pub public_ipv4: Vec<Ipv4Addr>,
     /// Public IPv6 addresses of an entry (gateway, name server).
     #[serde(default)]
     pub public_ipv6: Vec<Ipv6Addr>,
+}
+
+impl Host {
+    /// The address that an entry's own names have, and that shared ports are at.
+    pub fn own_ipv4(&self) -> Option<Ipv4Addr> {
+        self.public_ipv4.first().copied()
+    }
+
+    /// The addresses that accounts' machines share: each names one machine to each account.
+    pub fn shared_ipv4(&self) -> &[Ipv4Addr] {
+        self.public_ipv4.get(1..).unwrap_or_default()
+    }
 }
 
 /// What a host is there for.

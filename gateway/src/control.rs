@@ -1,8 +1,10 @@
 //! Control, as the gateway calls it: the first of its addresses that can be reached.
 
+use std::net::Ipv4Addr;
+
 use http::{HeaderName, HeaderValue, Method, Response};
 use mashines_fleet::access::Standing;
-use mashines_fleet::api::{ACCOUNT_HEADER, ROLE_HEADER};
+use mashines_fleet::api::{ACCOUNT_HEADER, ACT_FOR_HEADER, ROLE_HEADER};
 use mashines_fleet::id::AccountId;
 use mashines_fleet::pki::{Identity, PkiError};
 use mashines_fleet::rpc::{Client, RpcError};
@@ -12,6 +14,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Serialize)]
 struct CertificateRequest<'a> {
     public_key: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<Ipv4Addr>,
 }
 
 /// The certificate, one line.
@@ -69,12 +73,17 @@ impl Control {
 
     /// A certificate of the platform's SSH CA for `public_key`, which enters machines as root.
     pub async fn certify(&self, public_key: &str) -> Result<String, ControlError> {
-        self.ask_certificate("/internal/v1/ssh/certificates", public_key).await
+        self.ask_certificate("/internal/v1/ssh/certificates", public_key, None).await
     }
 
-    /// A host certificate of the platform's SSH CA for `public_key`: it answers to the names of this entry.
-    pub async fn certify_host(&self, public_key: &str) -> Result<String, ControlError> {
-        self.ask_certificate("/internal/v1/ssh/host-certificates", public_key).await
+    /// A host certificate of the platform's SSH CA for `public_key`: it answers to the names of this entry, and to those of the
+    /// machines at one of its shared addresses.
+    pub async fn certify_host(
+        &self,
+        public_key: &str,
+        address: Option<Ipv4Addr>,
+    ) -> Result<String, ControlError> {
+        self.ask_certificate("/internal/v1/ssh/host-certificates", public_key, address).await
     }
 
     /// Makes an account for somebody whom nobody knows yet.
@@ -90,10 +99,15 @@ impl Control {
         Err(last)
     }
 
-    async fn ask_certificate(&self, path: &str, public_key: &str) -> Result<String, ControlError> {
+    async fn ask_certificate(
+        &self,
+        path: &str,
+        public_key: &str,
+        address: Option<Ipv4Addr>,
+    ) -> Result<String, ControlError> {
         let mut last = ControlError::NoAddress;
         for client in &self.clients {
-            let request = CertificateRequest { public_key };
+            let request = CertificateRequest { public_key, address };
             match client.post::<_, CertificateAnswer>(path, &request).await {
                 Ok(answer) => return Ok(answer.certificate),
                 Err(error) => last = error.into(),
@@ -115,6 +129,10 @@ impl Control {
         if let Standing::As(role) = caller.standing {
             let Ok(role) = HeaderValue::from_str(&role.to_string()) else { return Err(last) };
             headers.push((HeaderName::from_static(ROLE_HEADER), role));
+        }
+        if let Some(account) = &call.act_for {
+            let Ok(account) = HeaderValue::from_str(account) else { return Err(last) };
+            headers.push((HeaderName::from_static(ACT_FOR_HEADER), account));
         }
         for client in &self.clients {
             let client = client.with_timeout(call.timeout);
@@ -139,4 +157,6 @@ pub struct Call {
     pub body: bytes::Bytes,
     /// How long the answer may take.
     pub timeout: std::time::Duration,
+    /// The account it is for, when that is not the caller's own.
+    pub act_for: Option<String>,
 }

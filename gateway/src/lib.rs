@@ -206,7 +206,7 @@ impl Doors {
         tasks.spawn(Arc::clone(&self.credentials).keep_fresh(self.control.clone()));
         let settings = self.host_key.settings();
         if !self.config.control.is_empty() {
-            tasks.spawn(self.host_key.keep_certified(self.control.clone()));
+            tasks.spawn(self.host_key.keep_certified(self.control.clone(), directory.clone()));
         }
         if let Some(entry) = self.entry {
             let ports = Ports {

@@ -64,7 +64,11 @@ pub fn told(header: &[u8], balancer: Arrival) -> Option<Arrival> {
     })
 }
 
-async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+/// Reads the header, and not a byte more.
+///
+/// # Errors
+/// The stream ends within it, or it is too long.
+pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let mut header = vec![0; PREFIX];
     // "PROXY UNKNOWN\r\n" is one byte shorter, and nothing may be read that is not the header's.
     stream.read_exact(&mut header[..PREFIX - 1]).await?;

@@ -81,6 +81,7 @@ async fn start(control: &Control, machine: &Machine) -> Result<(), String> {
         path: format!("/v1/apps/{}/machines/{}/start", machine.app, machine.id),
         body: Bytes::new(),
         timeout: ANSWER,
+        act_for: None,
     };
     tracing::info!(machine = %machine.slug, "starts for somebody at a door");
     let owner = Caller { account: machine.account.clone(), standing: Standing::As(Role::Operator) };

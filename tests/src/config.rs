@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::daemons::DOMAIN;
-use crate::netns::{ENTRY_IPV4, ENTRY_IPV6, Place, REGION};
+use crate::netns::{ENTRY_IPV4, ENTRY_IPV6, Place, REGION, SHARED_IPV4};
 
 /// Where control's API listens.
 pub const API_PORT: u16 = 8443;
@@ -35,7 +35,7 @@ pub fn toml(place: Place, state: &Path, bin: &Path) -> String {
 
 fn control(place: Place) -> String {
     format!(
-        "[fleet]\ndomain = \"{DOMAIN}\"\nprefix = \"{REGION}\"\nssh_ports = [2201, 2299]\n\
+        "[fleet]\ndomain = \"{DOMAIN}\"\nprefix = \"{REGION}\"\nssh_ports = [2201, 2299]\nsign_up = \"open\"\n\
          name_servers = [{{ name = \"ns1.{DOMAIN}\", addresses = [\"{ENTRY_IPV4}\", \"{ENTRY_IPV6}\"] }}]\n\
          [control]\nlisten = \"[::]:{API_PORT}\"\nnames = [\"{}\"]\n",
         place.underlay()
@@ -43,9 +43,11 @@ fn control(place: Place) -> String {
 }
 
 fn entry() -> String {
+    let [one, two] = SHARED_IPV4;
     format!(
-        "[entry]\npublic_ipv4 = [\"{ENTRY_IPV4}\"]\npublic_ipv6 = [\"{ENTRY_IPV6}\"]\n\
-         [gateway]\nssh_listen = [\"{ENTRY_IPV4}:22\", \"[{ENTRY_IPV6}]:22\"]\nports_bind = [\"{ENTRY_IPV4}\"]\n\
+        "[entry]\npublic_ipv4 = [\"{ENTRY_IPV4}\", \"{one}\", \"{two}\"]\npublic_ipv6 = [\"{ENTRY_IPV6}\"]\n\
+         [gateway]\nssh_listen = [\"0.0.0.0:22\", \"[{ENTRY_IPV6}]:22\"]\ntls_listen = [\"0.0.0.0:443\"]\n\
+         ports_bind = [\"{ENTRY_IPV4}\", \"{one}\", \"{two}\"]\n\
          [dns]\nlisten = [\"{ENTRY_IPV4}:53\", \"[{ENTRY_IPV6}]:53\"]\n"
     )
 }

@@ -76,6 +76,8 @@ impl Place {
 pub const REGION: &str = "2001:db8:100::/48";
 /// The entry's public IPv4 address.
 pub const ENTRY_IPV4: &str = "198.51.100.1";
+/// The addresses of the entry that accounts share: a person's key and one of these name a machine.
+pub const SHARED_IPV4: [&str; 2] = ["198.51.100.11", "198.51.100.12"];
 /// The entry's public IPv6 address.
 pub const ENTRY_IPV6: &str = "2001:db8:1::1";
 
@@ -146,6 +148,9 @@ impl Topology {
             self.ip(place, &["addr", "add", &v4, "dev", dev])?;
             self.ip(place, &["addr", "add", &v6, "dev", dev, "nodad"])?;
             self.ip(place, &["link", "set", dev, "up", "txqueuelen", "4000"])?;
+        }
+        for address in SHARED_IPV4 {
+            self.ip(Place::Entry, &["addr", "add", &format!("{address}/24"), "dev", "pub"])?;
         }
         self.ip(Place::Client, &["-6", "route", "add", "default", "via", ENTRY_IPV6, "dev", "net"])
     }

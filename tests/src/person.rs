@@ -1,6 +1,7 @@
 //! A person on the internet with stock OpenSSH and the `mashines` command.
 
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -24,6 +25,10 @@ pub enum Door {
     Gateway,
     /// `ssh -J mashine.dev root@<slug>`: through the gateway.
     Jump,
+    /// `ssh root@<slug>.mashine.dev` without IPv6: the gateway again, which knows the machine by the key and the address.
+    Ipv4,
+    /// `ssh -p 443 <slug>@mashine.dev`: where a network lets nothing else out.
+    Https,
 }
 
 /// A person: a key, and a place on the internet.
@@ -82,6 +87,8 @@ impl Person {
             Door::Ipv6 => vec![format!("root@{slug}.{domain}")],
             Door::Port(port) => vec!["-p".into(), port.to_string(), format!("root@entry160.{domain}")],
             Door::Gateway => vec![format!("{slug}@{domain}")],
+            Door::Ipv4 => vec![format!("root@{slug}.{domain}")],
+            Door::Https => vec!["-p".into(), "443".into(), format!("{slug}@{domain}")],
             // A name without the domain is trusted by an alias, as `mashines ssh-config` writes it.
             Door::Jump => vec![
                 "-o".into(),
@@ -112,6 +119,24 @@ impl Person {
     pub fn scp(&self, from: &str, to: &str) -> Result<()> {
         let mut command = self.topology.command(Place::Client, "scp");
         run(command.arg("-6").arg("-q").arg("-F").arg(&self.config).args([from, to])).map(drop)
+    }
+
+    /// `sftp` without a destination yet.
+    pub fn sftp(&self) -> Command {
+        let mut command = self.topology.command(Place::Client, "sftp");
+        command.arg("-4").arg("-F").arg(&self.config);
+        command
+    }
+
+    /// First contact: comes to the lobby with a key that nobody knows, and gives that name when it is asked for one.
+    pub fn sign_up(&self, name: &str) -> Result<String> {
+        let askpass = self.key.with_file_name("askpass");
+        std::fs::write(&askpass, format!("#!/bin/sh\necho {name}\n"))?;
+        std::fs::set_permissions(&askpass, std::fs::Permissions::from_mode(0o700))?;
+        let mut command = self.topology.command(Place::Client, "ssh");
+        command.args(["-4", "-o", "BatchMode=no", "-F"]).arg(&self.config).arg(&self.domain).arg("whoami");
+        command.env("SSH_ASKPASS", askpass).env("SSH_ASKPASS_REQUIRE", "force").env("DISPLAY", "none");
+        run(&mut command)
     }
 
     /// A command of the lobby: `ssh mashine.dev ls`.

@@ -31,7 +31,7 @@ pub(super) async fn run(args: Args, context: &mut Context<'_>) -> Result<Exit, C
     let name = the_machine(&args.paths)?;
     let machine = context.client()?.machine(name).await.map_err(outside)?;
     let known_hosts = context.known_hosts().await.map_err(outside)?;
-    let target = ssh::target(&machine, args.via, known_hosts.as_deref()).await?;
+    let target = ssh::target(&machine, args.via.or(context.door(&machine)), known_hosts.as_deref()).await?;
     let mut arguments: Vec<String> = target.option_arguments().collect();
     arguments.extend(["-P".to_owned(), target.port.to_string()]);
     if args.recursive {

@@ -42,6 +42,12 @@ pub(super) struct Args {
     /// An environment variable of the workload, KEY=VALUE; repeatable
     #[arg(long = "env", short = 'e', value_name = "KEY=VALUE", value_parser = parse::environment)]
     env: Vec<(String, String)>,
+    /// Whoever comes to it while it is stopped starts it
+    #[arg(long)]
+    autostart: bool,
+    /// What is shown at terminals is recorded by the gateway
+    #[arg(long)]
+    record_sessions: bool,
     /// The region; any when absent
     #[arg(long)]
     region: Option<String>,
@@ -93,6 +99,8 @@ fn request(args: Args) -> CreateMachine {
             guest: Some(guest),
             env: args.env.into_iter().collect(),
             mounts,
+            autostart: args.autostart,
+            record_sessions: args.record_sessions,
             ..ConfigRequest::default()
         },
         volumes,

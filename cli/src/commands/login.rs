@@ -10,7 +10,7 @@ use crate::settings::{self, Settings};
 use crate::{https, text};
 
 /// Longer than any token, in bytes.
-const MAX_TOKEN: u64 = 4096;
+const MAX_TOKEN: u64 = 16 << 10;
 
 /// Where, and as whom.
 #[derive(clap::Args)]

@@ -1,4 +1,4 @@
-//! `mashines ls`: the account's machines.
+//! `mashines ls`: the account's machines, and those that are shared with it.
 
 use mashines_fleet::api::Machine;
 
@@ -35,20 +35,33 @@ fn table(machines: &[Machine], now_ms: u64) -> String {
     if machines.is_empty() {
         return "no machines; make one with: mashines launch --name NAME\n".to_owned();
     }
-    let mut table = Table::new(["NAME", "STATE", "IMAGE", "CPU", "MEMORY", "HOST", "IPV6", "AGE"]);
+    const HEAD: [&str; 8] = ["NAME", "STATE", "IMAGE", "CPU", "MEMORY", "HOST", "IPV6", "AGE"];
+    if machines.iter().all(|m| m.shared.is_none()) {
+        let mut table = Table::new(HEAD);
+        machines.iter().for_each(|m| table.row(cells(m, now_ms)));
+        return table.render();
+    }
+    let [name, state, image, cpu, memory, host, ipv6, age] = HEAD;
+    let mut table = Table::new([name, state, image, cpu, memory, host, ipv6, age, "SHARED BY"]);
     for m in machines {
-        table.row([
-            m.slug.to_string(),
-            state(m),
-            m.image_ref.repository.to_string(),
-            m.config.guest.cpus.to_string(),
-            text::mebibytes(m.config.guest.memory_mb),
-            m.host.as_ref().map_or("-".to_owned(), ToString::to_string),
-            m.ipv6.to_string(),
-            text::age_of(now_ms, &m.created_at),
-        ]);
+        let [name, state, image, cpu, memory, host, ipv6, age] = cells(m, now_ms);
+        let by = m.shared.as_ref().map(|shared| format!("{}, as {}", m.account, shared.role));
+        table.row([name, state, image, cpu, memory, host, ipv6, age, by.unwrap_or_default()]);
     }
     table.render()
+}
+
+fn cells(m: &Machine, now_ms: u64) -> [String; 8] {
+    [
+        m.slug.to_string(),
+        state(m),
+        m.image_ref.repository.to_string(),
+        m.config.guest.cpus.to_string(),
+        text::mebibytes(m.config.guest.memory_mb),
+        m.host.as_ref().map_or("-".to_owned(), ToString::to_string),
+        m.ipv6.to_string(),
+        text::age_of(now_ms, &m.created_at),
+    ]
 }
 
 /// The state, and that it moves just now.

@@ -1,5 +1,6 @@
 //! The command tree: one file a command. This module holds what all share: global options, dispatch, how an error is told.
 
+mod ca;
 mod completions;
 mod cordon;
 mod cp;
@@ -8,21 +9,29 @@ mod drain;
 mod enter;
 mod exec;
 mod hosts;
+mod invites;
+mod keys;
 mod known_hosts;
 mod launch;
 mod login;
 mod logs;
 mod ls;
+mod members;
 mod migrate;
 mod migrations;
 mod restart;
 mod rm;
+mod share;
 mod show;
+mod sign_up;
 mod ssh_config;
 mod start;
 mod stop;
+mod tokens;
+mod top;
 mod volumes;
 mod wait;
+mod whoami;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -35,6 +44,7 @@ use serde::Serialize;
 use crate::client::Client;
 use crate::error::{CliError, Exit};
 use crate::session::{Place, Session};
+use crate::ssh::Via;
 use crate::{https, settings, ssh};
 
 /// Machines with their own kernel, address and name, that move between hosts while they run.
@@ -45,6 +55,9 @@ struct Cli {
     /// Print one JSON document instead of text for people
     #[arg(long, global = true)]
     json: bool,
+    /// For this account, which has yours as a member; also MASHINES_ACCOUNT
+    #[arg(long = "account", value_name = "ACCOUNT", global = true)]
+    act_for: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -99,6 +112,31 @@ enum Command {
     Cordon(cordon::Args),
     /// Let a host take new machines again
     Uncordon(cordon::Args),
+    /// Watch the machines: what they use, and their moves
+    Top(top::Args),
+    /// Say who you are here, and for whom you may act
+    #[command(visible_alias = "who")]
+    Whoami(whoami::Args),
+    /// List, add and remove people who act for the account
+    Members(members::Args),
+    /// Share a machine with another account
+    Share(share::Args),
+    /// End a share of a machine
+    Unshare(share::Unshare),
+    /// Invite somebody into the account, or to the fleet
+    Invite(invites::Make),
+    /// List and withdraw invites
+    Invites(invites::Args),
+    /// Use an invite
+    Join(invites::Join),
+    /// List, add and remove the account's SSH keys
+    Keys(keys::Args),
+    /// List, add and remove certificate authorities whose certificates enter the account
+    Ca(ca::Args),
+    /// List, make and remove API tokens
+    Tokens(tokens::Args),
+    /// Say or choose how the fleet takes newcomers
+    SignUp(sign_up::Args),
     /// Print lines for ~/.ssh/config
     SshConfig(ssh_config::Args),
     /// Print the line for known_hosts that makes every machine trusted
@@ -113,6 +151,8 @@ enum Command {
 struct Context<'a> {
     session: &'a mut Session,
     json: bool,
+    /// The account that all is for, when it is not the person's own.
+    account: Option<String>,
 }
 
 /// Runs one command line (without the program's name) and gives the exit code. Everything it has to say it has said to `session`.
@@ -124,7 +164,12 @@ pub async fn run(args: impl IntoIterator<Item = impl Into<OsString>>, session: &
         Err(error) => return told_by_clap(&error, json, session).await,
     };
     let json = cli.json;
-    match dispatch(cli.command, &mut Context { session, json }).await {
+    // In the lobby the environment is the gateway's.
+    let account = match session.place {
+        Place::Local => cli.act_for.or_else(|| settings::account(&process_environment)),
+        Place::Lobby { .. } => cli.act_for,
+    };
+    match dispatch(cli.command, &mut Context { session, json, account }).await {
         Ok(exit) => exit.code(),
         Err(error) => told(error, json, session).await,
     }
@@ -220,6 +265,18 @@ async fn dispatch(command: Command, context: &mut Context<'_>) -> Result<Exit, C
         Command::Drain(args) => drain::run(args, context).await,
         Command::Cordon(args) => cordon::close(args, context).await,
         Command::Uncordon(args) => cordon::open(args, context).await,
+        Command::Top(args) => top::run(args, context).await,
+        Command::Whoami(args) => whoami::run(args, context).await,
+        Command::Members(args) => members::run(args, context).await,
+        Command::Share(args) => share::run(args, context).await,
+        Command::Unshare(args) => share::unshare(args, context).await,
+        Command::Invite(args) => invites::invite(args, context).await,
+        Command::Invites(args) => invites::run(args, context).await,
+        Command::Join(args) => invites::join(args, context).await,
+        Command::Keys(args) => keys::run(args, context).await,
+        Command::Ca(args) => ca::run(args, context).await,
+        Command::Tokens(args) => tokens::run(args, context).await,
+        Command::SignUp(args) => sign_up::run(args, context).await,
         Command::SshConfig(args) => ssh_config::run(args, context).await,
         Command::KnownHosts(args) => known_hosts::run(args, context).await,
         Command::Doctor(args) => doctor::run(args, context).await,
@@ -228,14 +285,27 @@ async fn dispatch(command: Command, context: &mut Context<'_>) -> Result<Exit, C
 }
 
 impl Context<'_> {
-    /// The API: the session's, or the one of the person's settings.
+    /// The API, for the account at hand: the session's, or the one of the person's settings.
     fn client(&mut self) -> Result<Client, CliError> {
-        if let Some(client) = &self.session.client {
-            return Ok(client.clone());
+        let client = match &self.session.client {
+            Some(client) => client.clone(),
+            None => {
+                let client = https::client(&settings::load(&process_environment)?)?;
+                self.session.client = Some(client.clone());
+                client
+            }
+        };
+        match &self.account {
+            Some(account) => client.for_account(account),
+            None => Ok(client),
         }
-        let client = https::client(&settings::load(&process_environment)?)?;
-        self.session.client = Some(client.clone());
-        Ok(client)
+    }
+
+    /// The door for a machine when none was asked for. Its own sshd knows the keys of the account that owns it: everybody else
+    /// is let in by the gateway alone.
+    fn door(&self, machine: &Machine) -> Option<Via> {
+        let anothers = machine.shared.is_some() || self.account.is_some();
+        anothers.then_some(Via::Gateway)
     }
 
     /// The answer: `document` with `--json`, else `text`.

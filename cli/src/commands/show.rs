@@ -1,6 +1,6 @@
 //! `mashines show`: everything about one machine.
 
-use mashines_fleet::api::Machine;
+use mashines_fleet::api::{Machine, Shared};
 
 use super::{Context, wait};
 use crate::doors::{self, Shown};
@@ -33,6 +33,7 @@ fn told(shown: &Shown, now_ms: u64) -> String {
         ("id", m.id.to_string()),
         ("state", wait::word(m.state).to_owned()),
         ("reason", m.reason.clone().unwrap_or_default()),
+        ("owner", m.shared.as_ref().map(|shared| owner(m, shared)).unwrap_or_default()),
         ("app", m.app.to_string()),
         ("image", format!("{} ({})", m.image_ref.repository, m.image_ref.digest)),
         ("guest", format!("{} vCPU ({}), {}", guest.cpus, guest.cpu_kind, text::mebibytes(guest.memory_mb))),
@@ -44,6 +45,14 @@ fn told(shown: &Shown, now_ms: u64) -> String {
     ]);
     let addresses = doors::addresses(m);
     format!("{head}\naddresses\n{addresses}\nways in\n{}{}", shown.doors.render(), events(m, now_ms))
+}
+
+fn owner(machine: &Machine, shared: &Shared) -> String {
+    let until = shared.expires_at.as_ref().map(|end| format!(" until {end}")).unwrap_or_default();
+    format!(
+        "{}, who shares it with you as {}{until}: enter it through the gateway",
+        machine.account, shared.role
+    )
 }
 
 fn events(machine: &Machine, now_ms: u64) -> String {

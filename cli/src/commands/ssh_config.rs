@@ -23,16 +23,20 @@ pub(super) async fn run(_args: Args, context: &mut Context<'_>) -> Result<Exit, 
     let client = context.client()?;
     let account = client.account().await?;
     let machines = client.machines().await?;
-    let text = config(&account, &machines);
+    let text = config(&account, &machines, context.account.is_some());
     context.answer(&Printed { ssh_config: text.clone() }, &text).await
 }
 
 /// Short names for each machine, addresses and all, so that it also works where the fleet's DNS is not asked.
-fn config(account: &Account, machines: &[Machine]) -> String {
+/// Another account's machines are entered through the gateway.
+fn config(account: &Account, machines: &[Machine], anothers: bool) -> String {
     let domain = &account.domain;
     let blocks: Vec<String> = machines
         .iter()
         .map(|m| {
+            if anothers || m.shared.is_some() {
+                return format!("Host {0} {1}\n  HostName {domain}\n  User {0}\n", m.slug, m.fqdn);
+            }
             let host = format!("Host {0} {1}\n  HostName {2}\n  HostKeyAlias {1}\n  User root\n", m.slug, m.fqdn, m.ipv6);
             match &m.ssh {
                 None => host,

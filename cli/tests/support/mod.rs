@@ -34,6 +34,9 @@ pub struct Inner {
     pub console: String,
     /// Bodies of POSTs, by path, as they came.
     pub asked: Vec<(String, Value)>,
+    /// Answers to what has no handler of its own, by `METHOD /path`; such calls are noted in `asked` as `METHOD /path`, and
+    /// `METHOD /path for ACCOUNT` when they are for another account.
+    pub canned: std::collections::BTreeMap<String, Value>,
     /// How the next migration ends.
     pub migration_ends: Option<(MigrationStep, String)>,
     /// Machines that start end here instead.
@@ -185,6 +188,7 @@ pub fn machine(slug: &str, state: MachineState) -> api::Machine {
         ipv6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number),
         private_ip: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, number),
         fqdn: format!("{slug}.mashine.test"),
+        entry_ipv4: None,
         ssh: Some(api::SshDoor {
             ipv4_host: "entry1.mashine.test".to_owned(),
             ipv4: vec!["192.0.2.1".parse().unwrap()],
@@ -196,6 +200,7 @@ pub fn machine(slug: &str, state: MachineState) -> api::Machine {
         events: Vec::new(),
         checks: Vec::new(),
         migration: None,
+        shared: None,
     }
 }
 
@@ -222,6 +227,7 @@ fn router(fake: Fake) -> Router {
         .route(&at("/migrate"), post(migrate))
         .route("/v1/apps/{app}/volumes", post(make_volume))
         .route("/v1/apps/{app}/volumes/{id}", delete(remove_volume))
+        .fallback(canned)
         .layer(axum::middleware::from_fn(only_with_the_token))
         .with_state(fake)
 }
@@ -236,6 +242,26 @@ async fn only_with_the_token(
     match headers.get("authorization").and_then(|v| v.to_str().ok()) == Some(&expected) {
         true => next.run(request).await,
         false => refuse(StatusCode::UNAUTHORIZED, "this token is not known").into_response(),
+    }
+}
+
+async fn canned(
+    State(fake): State<Fake>,
+    method: axum::http::Method,
+    uri: axum::http::Uri,
+    headers: HeaderMap,
+    body: axum::body::Bytes,
+) -> Outcome<Value> {
+    let mut inner = fake.lock();
+    let call = format!("{method} {uri}");
+    let account =
+        headers.get(api::ACT_FOR_HEADER).map(|account| format!(" for {}", account.to_str().unwrap()));
+    let noted = format!("{call}{}", account.unwrap_or_default());
+    inner.asked.push((noted, serde_json::from_slice(&body).unwrap_or_default()));
+    match inner.canned.get(&call) {
+        Some(Value::String(refusal)) => Err(refuse(StatusCode::FORBIDDEN, refusal)),
+        Some(answer) => Ok(Json(answer.clone())),
+        None => Err(refuse(StatusCode::NOT_FOUND, &format!("nothing is canned for {call}"))),
     }
 }
 

@@ -3,9 +3,9 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use http::StatusCode;
-use mashines_fleet::api::{App, Apps, CreateApp, DEFAULT_APP, Done, Organization};
+use mashines_fleet::api::{ACT_FOR_HEADER, App, Apps, CreateApp, DEFAULT_APP, Done, Organization};
 use mashines_fleet::id::{AccountId, AppName};
-use mashines_fleet::record::MachineState;
+use mashines_fleet::record::{MachineState, Role};
 
 use super::answer::{Answer, done};
 use super::auth::Caller;
@@ -65,9 +65,12 @@ pub async fn create(
     caller: Caller,
     Payload(body): Payload<CreateApp>,
 ) -> Result<(StatusCode, Json<App>)> {
+    caller.must(Role::Admin, "make apps")?;
     let id = &caller.account.id;
     if let Some(org) = body.org_slug.filter(|org| org != id.as_str() && org != "personal") {
-        return Err(Failure::invalid(format!("the token is of account {id}: it makes no apps of {org}")));
+        return Err(Failure::invalid(format!(
+            "the request is for account {id}: it makes no apps of {org}; the header {ACT_FOR_HEADER} names another account"
+        )));
     }
     let name: AppName =
         body.name.parse().map_err(|error: mashines_fleet::id::BadId| Failure::invalid(error.to_string()))?;
@@ -94,6 +97,7 @@ pub async fn destroy(
     caller: Caller,
     Path(app): Path<String>,
 ) -> Answer<Done> {
+    caller.must(Role::Admin, "remove apps")?;
     let app = of(&control, &caller, &app).await?;
     if app.as_str() == DEFAULT_APP {
         return Err(Failure::conflict(format!("app {DEFAULT_APP} always stays")));

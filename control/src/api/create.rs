@@ -10,7 +10,7 @@ use ipnetwork::Ipv6Network;
 use mashines_fleet::api::{self, CreateMachine};
 use mashines_fleet::id::{AccountId, AppName, Epoch, HostId, MachineId, Slug};
 use mashines_fleet::record::{
-    Capacity, Desired, Host, HostRole, Machine, MachineNet, MachineState, Place, SharedPort,
+    Capacity, Desired, Host, HostRole, Machine, MachineNet, MachineState, Place, Role, SharedPort,
 };
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +63,7 @@ pub async fn create(
     headers: HeaderMap,
     Payload(body): Payload<CreateMachine>,
 ) -> Answer<api::Machine> {
+    caller.must(Role::Admin, "make machines")?;
     let app = apps::of(&control, &caller, &app).await?;
     check_region(&control, body.region.as_deref())?;
     if body.host.is_some() {
@@ -227,7 +228,7 @@ impl Launch<'_> {
             edit.claim(Private::Port(&port.entry, port.port), id)?;
         }
         let entry_ipv4 = ssh_port.as_ref().and_then(|port| {
-            let of_entry = &view.hosts.get(&port.entry)?.public_ipv4;
+            let of_entry = view.hosts.get(&port.entry)?.shared_ipv4();
             let account = &self.caller.account.id;
             free_address(of_entry, account, view.machines.values().map(|machine| &**machine))
         });
@@ -287,15 +288,15 @@ fn free_port<'a>(
     }
 }
 
-/// Of an entry's shared addresses (all but the first, which is the gateway's own), one that no machine of the account has: the one
-/// with the fewest machines of others. None when the account has a machine at each.
+/// Of an entry's shared addresses, one that no machine of the account has: the one with the fewest machines of others. None when the
+/// account has a machine at each.
 fn free_address<'a>(
-    of_entry: &[Ipv4Addr],
+    shared: &[Ipv4Addr],
     account: &AccountId,
     machines: impl Iterator<Item = &'a Machine>,
 ) -> Option<Ipv4Addr> {
     let mut users: BTreeMap<Ipv4Addr, Option<usize>> =
-        of_entry.iter().skip(1).map(|address| (*address, Some(0))).collect();
+        shared.iter().map(|address| (*address, Some(0))).collect();
     for machine in machines.filter(|machine| machine.state != MachineState::Destroyed) {
         let Some(count) = machine.net.entry_ipv4.and_then(|address| users.get_mut(&address)) else {
             continue;
@@ -327,7 +328,7 @@ mod tests {
     #[test]
     fn an_address_is_shared_between_accounts_and_never_within_one() {
         let pool: Vec<Ipv4Addr> =
-            ["192.0.2.1", "192.0.2.2", "192.0.2.3"].iter().map(|text| text.parse().unwrap()).collect();
+            ["192.0.2.2", "192.0.2.3"].iter().map(|text| text.parse().unwrap()).collect();
         let at = |account: &str, address: usize| {
             let mut machine = machine(None);
             machine.account = account.parse().unwrap();
@@ -336,12 +337,12 @@ mod tests {
         };
         let ann = "ann".parse().unwrap();
         let free = |machines: &[Machine]| free_address(&pool, &ann, machines.iter());
-        assert_eq!(free(&[]), Some(pool[1]), "the first is the gateway's own");
-        assert_eq!(free(&[at("bob", 1)]), Some(pool[2]), "the one with the fewest");
-        assert_eq!(free(&[at("bob", 2), at("cem", 2), at("bob", 1)]), Some(pool[1]));
-        assert_eq!(free(&[at("ann", 1)]), Some(pool[2]));
-        assert_eq!(free(&[at("ann", 1), at("ann", 2)]), None);
-        assert_eq!(free_address(&pool[..1], &ann, [].into_iter()), None, "one address is the gateway's");
+        assert_eq!(free(&[]), Some(pool[0]));
+        assert_eq!(free(&[at("bob", 0)]), Some(pool[1]), "the one with the fewest");
+        assert_eq!(free(&[at("bob", 1), at("cem", 1), at("bob", 0)]), Some(pool[0]));
+        assert_eq!(free(&[at("ann", 0)]), Some(pool[1]));
+        assert_eq!(free(&[at("ann", 0), at("ann", 1)]), None);
+        assert_eq!(free_address(&[], &ann, [].into_iter()), None);
     }
 
     #[test]

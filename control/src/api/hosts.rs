@@ -39,7 +39,7 @@ pub async fn regions(State(control): State<Control>, _: Caller) -> Answer<Region
 }
 
 pub async fn list(State(control): State<Control>, caller: Caller) -> Answer<Vec<api::Host>> {
-    caller.must_be_admin("see hosts")?;
+    caller.must_see_fleet("see hosts")?;
     Ok(Json(control.view().hosts.values().map(|host| render::host(&control, host)).collect()))
 }
 
@@ -48,7 +48,7 @@ pub async fn show(
     caller: Caller,
     Path(host): Path<String>,
 ) -> Answer<api::Host> {
-    caller.must_be_admin("see hosts")?;
+    caller.must_see_fleet("see hosts")?;
     Ok(Json(render::host(&control, &find(&control, &host)?)))
 }
 
@@ -94,7 +94,7 @@ pub async fn drained(
     caller: Caller,
     Path(host): Path<String>,
 ) -> Answer<Drain> {
-    caller.must_be_admin("see drains")?;
+    caller.must_see_fleet("see drains")?;
     let host = find(&control, &host)?;
     Ok(Json(migration::drain_state(&control, &host.id).await?))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use mashines_fleet::api::{Done, Exec, ExecAnswer, Logs};
-use mashines_fleet::record::{Machine, MachineEvent, MachineState};
+use mashines_fleet::record::{Machine, MachineEvent, MachineState, Role};
 use mashines_guest::protocol::{self, ExecResult};
 
 use super::answer::{Answer, done};
@@ -139,7 +139,7 @@ pub async fn exec(
     Path(path): Path<(String, String)>,
     Payload(body): Payload<Exec>,
 ) -> Answer<ExecAnswer> {
-    let machine = machines::of(&control, &caller, &path)?;
+    let machine = machines::for_role(&control, &caller, &path, (Role::Operator, "run commands in"))?;
     let seconds = body.timeout.unwrap_or(30);
     if !(1..=LONGEST_EXEC).contains(&seconds) {
         return Err(Failure::invalid(format!("timeout {seconds}: it is 1 to {LONGEST_EXEC} seconds")));

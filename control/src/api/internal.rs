@@ -1,4 +1,6 @@
-//! What members of the fleet call: joining, reports, the change stream, SSH certificates.
+//! What members of the fleet call: joining, reports, the change stream, SSH certificates; what entries say of newcomers.
+
+use std::net::Ipv4Addr;
 
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
@@ -13,7 +15,7 @@ use mashines_fleet::id::HostId;
 use mashines_fleet::join::{JoinAnswer, JoinRequest, JoinToken};
 use mashines_fleet::key::Key;
 use mashines_fleet::pki::PeerName;
-use mashines_fleet::record::{Host, HostRole};
+use mashines_fleet::record::{Host, HostRole, MachineState};
 use mashines_fleet::rpc::Empty;
 use mashines_fleet::stream::{self, Position};
 use serde::{Deserialize, Serialize};
@@ -21,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::answer::Answer;
 use super::auth::{Caller, Entry, Follower, Member};
 use super::request::{OptionalPayload, Payload, REPORT};
+use super::{account, invites};
 use crate::control::Control;
 use crate::failure::{Failure, Kind, Result};
 use crate::found::{JoinRecord, make_join_token};
@@ -37,6 +40,8 @@ pub fn router() -> Router<Control> {
         .route("/internal/v1/hosts/{host}/report", post(report))
         .route("/internal/v1/ssh/certificates", post(certify))
         .route("/internal/v1/ssh/host-certificates", post(certify_host))
+        .route("/internal/v1/sign-up", post(account::sign_up))
+        .route("/internal/v1/invites/accept", post(invites::accept_for))
         .route("/internal/v1/tokens/join", post(token))
 }
 
@@ -133,11 +138,22 @@ async fn certify(
     Ok(Json(CertificateAnswer { certificate }))
 }
 
-/// An entry is the fleet's gateway, by the fleet's name and by its own.
+#[derive(Deserialize)]
+struct HostCertificateRequest {
+    public_key: String,
+    /// For who connects to this address, which entries share among accounts' machines.
+    #[serde(default)]
+    address: Option<Ipv4Addr>,
+}
+
+/// OpenSSH reads no certificate with more names (`SSHKEY_CERT_MAX_PRINCIPALS`).
+const MOST_NAMES: usize = 256;
+
+/// An entry is the fleet's gateway, by the fleet's name and by its own. At a shared address it also answers for the machines there.
 async fn certify_host(
     State(control): State<Control>,
     Entry(entry): Entry,
-    Payload(body): Payload<CertificateRequest>,
+    Payload(body): Payload<HostCertificateRequest>,
 ) -> Answer<CertificateAnswer> {
     let view = control.view();
     let domain = view.config.as_ref().map(|config| config.domain.clone()).unwrap_or_default();
@@ -145,6 +161,12 @@ async fn certify_host(
     let mut names = vec![domain.clone(), format!("{entry}.{domain}")];
     names.extend(record.public_ipv4.iter().map(ToString::to_string));
     names.extend(record.public_ipv6.iter().map(ToString::to_string));
+    if let Some(address) = body.address.filter(|address| record.public_ipv4.contains(address)) {
+        let there = view.machines.values().filter(|machine| machine.net.entry_ipv4 == Some(address));
+        let alive = there.filter(|machine| machine.state != MachineState::Destroyed);
+        names.extend(alive.map(|machine| format!("{}.{domain}", machine.slug)));
+        names.truncate(MOST_NAMES);
+    }
     let certificate = control.ssh_ca.certify_host(&body.public_key, &format!("gateway {entry}"), &names)?;
     Ok(Json(CertificateAnswer { certificate }))
 }

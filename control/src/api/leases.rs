@@ -1,10 +1,12 @@
 //! Leases of machines: while one holds it, others' changes are refused.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::{Path, State};
 use http::{HeaderMap, StatusCode};
 use mashines_fleet::api::{Done, Lease, LeaseAnswer, LeaseRequest};
-use mashines_fleet::record::Machine;
+use mashines_fleet::record::{Machine, Role};
 
 use super::answer::{Answer, done};
 use super::auth::Caller;
@@ -45,6 +47,14 @@ pub async fn check(control: &Control, machine: &Machine, headers: &HeaderMap) ->
     }
 }
 
+/// A lease keeps the owner out too, so nobody takes one of a machine that is shared with them.
+fn leasable(control: &Control, caller: &Caller, path: &(String, String)) -> Result<Arc<Machine>> {
+    let machine = machines::of(control, caller, path)?;
+    let own = machine.account == caller.account.id;
+    caller.must_at(&machine, if own { Role::Operator } else { Role::Admin }, "lease")?;
+    Ok(machine)
+}
+
 fn answer(data: Lease) -> LeaseAnswer {
     LeaseAnswer { status: "success".to_owned(), data }
 }
@@ -68,7 +78,7 @@ pub async fn take(
     headers: HeaderMap,
     OptionalPayload(body): OptionalPayload<LeaseRequest>,
 ) -> Result<(StatusCode, Json<LeaseAnswer>)> {
-    let machine = machines::of(&control, &caller, &path)?;
+    let machine = leasable(&control, &caller, &path)?;
     let ttl = body.ttl.unwrap_or(60);
     if !(1..=LONGEST).contains(&ttl) {
         return Err(Failure::invalid(format!("ttl {ttl}: it is 1 to {LONGEST} seconds")));
@@ -76,7 +86,7 @@ pub async fn take(
     let lease = Lease {
         nonce: hex::encode(rand::random::<[u8; 16]>()),
         expires_at: now() / 1000 + ttl,
-        owner: caller.account.id.clone(),
+        owner: caller.me.id.clone(),
         description: body.description.unwrap_or_default(),
     };
     let (machine, lease, shown) = (&machine, &lease, nonce(&headers));
@@ -105,7 +115,7 @@ pub async fn release(
     Path(path): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Answer<Done> {
-    let machine = machines::of(&control, &caller, &path)?;
+    let machine = leasable(&control, &caller, &path)?;
     check(&control, &machine, &headers).await?;
     let mut edit = control.records.edit();
     edit.delete_private(Private::Lease(&machine.id));

@@ -7,7 +7,7 @@ use axum::extract::{Path, Query, State};
 use http::HeaderMap;
 use mashines_fleet::api::{self, Done, OrgMachines, UpdateMachine};
 use mashines_fleet::key::Key;
-use mashines_fleet::record::{Desired, Machine, MachineState};
+use mashines_fleet::record::{Desired, Machine, MachineState, Role};
 use mashines_fleet::view::View;
 use serde::Deserialize;
 
@@ -25,26 +25,53 @@ use crate::time::now;
 /// Query parameters, repeated ones too.
 pub type Params = Query<Vec<(String, String)>>;
 
-/// The caller's machine by id or slug; `app` when the path names one. Others' machines are not there.
+/// The machine by id or slug, when the caller sees it; `app` when the path names one. Others' machines are not there.
 pub fn find(view: &View, caller: &Caller, app: Option<&str>, name: &str) -> Result<Arc<Machine>> {
-    let mine = |machine: &&Arc<Machine>| {
-        machine.account == caller.account.id && app.is_none_or(|app| machine.app.as_str() == app)
-    };
+    let of_app = |machine: &&Arc<Machine>| app.is_none_or(|app| machine.app.as_str() == app);
+    let seen = |machine: &&Arc<Machine>| of_app(machine) && caller.standing_at(machine).is_some();
     let by_id = view.machines.values().find(|machine| machine.id.as_str() == name);
-    if let Some(machine) = by_id.or_else(|| view.machine_by_slug(name)).filter(mine) {
+    let named = by_id.or_else(|| view.machine_by_slug(name)).filter(of_app);
+    if let Some(machine) = named.filter(seen) {
         return Ok(Arc::clone(machine));
     }
-    let live = view.machines.values().filter(mine).filter(|m| m.state != MachineState::Destroyed);
-    let hint = did_you_mean(name, live.map(|machine| machine.slug.as_str()));
+    let live = view.machines.values().filter(seen).filter(|m| m.state != MachineState::Destroyed);
+    let hint = match named.and_then(|machine| elsewhere(view, caller, machine)) {
+        Some(hint) => hint,
+        None => did_you_mean(name, live.map(|machine| machine.slug.as_str())),
+    };
     let name: String = name.chars().take(80).collect();
     let place = app.map(|app| format!(" in app {app}")).unwrap_or_default();
     Err(Failure::not_found(format!("there is no machine {name:?}{place}{hint}")))
 }
 
-/// The machine of a path of one machine.
+/// The caller would see the machine if they asked for its account.
+fn elsewhere(view: &View, caller: &Caller, machine: &Machine) -> Option<String> {
+    let theirs = view.accounts.get(&machine.account)?;
+    let mine = theirs.members.contains_key(&caller.me.id) || theirs.id == caller.me.id;
+    mine.then(|| {
+        format!(" in account {}; it is account {1}'s: `--account {1}`", caller.account.id, theirs.id)
+    })
+}
+
+/// The machine of a path of one machine, for something that takes a viewer.
 pub fn of(control: &Control, caller: &Caller, path: &(String, String)) -> Result<Arc<Machine>> {
     find(&control.view(), caller, Some(&path.0), &path.1)
 }
+
+/// The machine of a path of one machine, for something that takes more.
+pub fn for_role(
+    control: &Control,
+    caller: &Caller,
+    path: &(String, String),
+    (need, what): (Role, &str),
+) -> Result<Arc<Machine>> {
+    let machine = of(control, caller, path)?;
+    caller.must_at(&machine, need, what)?;
+    Ok(machine)
+}
+
+/// What changes a machine for good takes its own account's admins, never somebody whom it is shared with.
+pub const CHANGE: (Role, &str) = (Role::Admin, "change");
 
 pub async fn show(
     State(control): State<Control>,
@@ -52,7 +79,7 @@ pub async fn show(
     Path(path): Path<(String, String)>,
 ) -> Answer<api::Machine> {
     let machine = of(&control, &caller, &path)?;
-    Ok(Json(render::machine(&control.view(), &machine)))
+    Ok(Json(render::machine_for(&control.view(), &caller, &machine)))
 }
 
 pub async fn flat_one(
@@ -61,10 +88,11 @@ pub async fn flat_one(
     Path(name): Path<String>,
 ) -> Answer<api::Machine> {
     let view = control.view();
-    Ok(Json(render::machine(&view, &*find(&view, &caller, None, &name)?)))
+    Ok(Json(render::machine_for(&view, &caller, &*find(&view, &caller, None, &name)?)))
 }
 
-/// The caller's machines that fit, in the order of their names.
+/// The machines that the caller sees and that fit, in the order of their names: of an app its own, else also those that are shared
+/// with the account.
 fn fitting(
     view: &View,
     caller: &Caller,
@@ -80,10 +108,11 @@ fn fitting(
     let mut machines: Vec<api::Machine> = view
         .machines
         .values()
-        .filter(|m| m.account == caller.account.id && app.is_none_or(|app| m.app.as_str() == app))
+        .filter(|m| caller.standing_at(m).is_some())
+        .filter(|m| app.is_none_or(|app| m.app.as_str() == app && m.account == caller.account.id))
         .filter(|m| deleted || m.state != MachineState::Destroyed)
         .filter(|m| labels.iter().all(|(k, v)| m.config.metadata.get(*k).is_some_and(|has| has == v)))
-        .map(|m| render::machine(view, m))
+        .map(|m| render::machine_for(view, caller, m))
         .filter(|m| given("region").is_none_or(|region| m.region == region))
         .filter(|m| states.is_empty() || states.contains(&power::word(m.state).as_str()))
         .collect();
@@ -116,7 +145,11 @@ pub async fn of_org(
     Query(params): Params,
 ) -> Answer<OrgMachines> {
     if account != caller.account.id.as_str() && account != "personal" {
-        return Err(Failure::not_found(format!("the token is of account {}", caller.account.id)));
+        return Err(Failure::not_found(format!(
+            "the request is for account {}: the header {} names another",
+            caller.account.id,
+            api::ACT_FOR_HEADER
+        )));
     }
     let all = fitting(&control.view(), &caller, None, &params);
     let given = |key: &str| params.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
@@ -137,7 +170,7 @@ pub async fn update(
     headers: HeaderMap,
     Payload(body): Payload<UpdateMachine>,
 ) -> Answer<api::Machine> {
-    let machine = of(&control, &caller, &path)?;
+    let machine = for_role(&control, &caller, &path, CHANGE)?;
     leases::check(&control, &machine, &headers).await?;
     let (id, body) = (&machine.id, &body);
     let updated = retrying(|| async {
@@ -162,7 +195,7 @@ pub async fn update(
         Ok(machine)
     })
     .await?;
-    Ok(Json(render::machine(&control.view(), &updated)))
+    Ok(Json(render::machine_for(&control.view(), &caller, &updated)))
 }
 
 #[derive(Deserialize)]
@@ -178,7 +211,7 @@ pub async fn destroy(
     Query(query): Query<Destroy>,
     headers: HeaderMap,
 ) -> Answer<Done> {
-    let machine = of(&control, &caller, &path)?;
+    let machine = for_role(&control, &caller, &path, (Role::Admin, "remove"))?;
     leases::check(&control, &machine, &headers).await?;
     let force = query.force.is_some_and(|force| force != "false" && force != "0");
     let key = Key::Machine(machine.id.clone());

@@ -53,7 +53,7 @@ pub async fn replace(
     Path(path): Path<(String, String)>,
     Payload(body): Payload<Labels>,
 ) -> Answer<Labels> {
-    let machine = machines::of(&control, &caller, &path)?;
+    let machine = machines::for_role(&control, &caller, &path, machines::CHANGE)?;
     Ok(Json(edit(&control, &machine, |labels| labels.clone_from(&body)).await?))
 }
 
@@ -63,7 +63,7 @@ pub async fn merge(
     Path(path): Path<(String, String)>,
     Payload(body): Payload<Labels>,
 ) -> Answer<Labels> {
-    let machine = machines::of(&control, &caller, &path)?;
+    let machine = machines::for_role(&control, &caller, &path, machines::CHANGE)?;
     Ok(Json(edit(&control, &machine, |labels| labels.extend(body.clone())).await?))
 }
 
@@ -84,7 +84,7 @@ pub async fn set(
     Path((app, machine, key)): Path<(String, String, String)>,
     Payload(body): Payload<MetadataValue>,
 ) -> Answer<Done> {
-    let machine = machines::of(&control, &caller, &(app, machine))?;
+    let machine = machines::for_role(&control, &caller, &(app, machine), machines::CHANGE)?;
     edit(&control, &machine, |labels| drop(labels.insert(key.clone(), body.value.clone()))).await?;
     Ok(done())
 }
@@ -94,7 +94,7 @@ pub async fn unset(
     caller: Caller,
     Path((app, machine, key)): Path<(String, String, String)>,
 ) -> Answer<Done> {
-    let machine = machines::of(&control, &caller, &(app, machine))?;
+    let machine = machines::for_role(&control, &caller, &(app, machine), machines::CHANGE)?;
     edit(&control, &machine, |labels| drop(labels.remove(&key))).await?;
     Ok(done())
 }

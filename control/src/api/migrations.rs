@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use http::{HeaderMap, StatusCode};
 use mashines_fleet::api;
-use mashines_fleet::record;
+use mashines_fleet::record::{self, Role};
 
 use super::answer::Answer;
 use super::auth::Caller;
@@ -27,7 +27,7 @@ pub async fn migrate(
     headers: HeaderMap,
     OptionalPayload(body): OptionalPayload<api::Migrate>,
 ) -> Result<(StatusCode, Json<api::Migration>)> {
-    let machine = machines::of(&control, &caller, &path)?;
+    let machine = machines::for_role(&control, &caller, &path, (Role::Operator, "move"))?;
     leases::check(&control, &machine, &headers).await?;
     let host = body.host.as_deref().map(|host| hosts::find(&control, host)).transpose()?;
     let budget_ms = body.budget_ms.unwrap_or(control.config.blackout_budget_ms);
@@ -44,15 +44,15 @@ pub async fn migrate(
     let asked = Asked {
         host: host.map(|host| host.id.clone()),
         terms: Terms { budget_ms, timeout_ms: timeout_s * 1000 },
-        by: caller.account.id.to_string(),
+        by: caller.me.id.to_string(),
     };
     let begun = migration::begin(&control, &machine.id, asked).await?;
     Ok((StatusCode::ACCEPTED, Json(render::migration(&control.view(), &begun))))
 }
 
 fn visible(view: &mashines_fleet::view::View, caller: &Caller, migration: &record::Migration) -> bool {
-    let mine = view.machines.get(&migration.machine).is_some_and(|m| m.account == caller.account.id);
-    mine || caller.account.admin
+    let mine = view.machines.get(&migration.machine).is_some_and(|m| caller.standing_at(m).is_some());
+    mine || caller.sees_fleet()
 }
 
 pub async fn list(
@@ -92,6 +92,12 @@ pub async fn cancel(
     Path(id): Path<String>,
 ) -> Answer<api::Migration> {
     let migration = find(&control, &caller, &id)?;
+    match control.view().machines.get(&migration.machine) {
+        Some(machine) if caller.standing_at(machine).is_some() => {
+            caller.must_at(machine, Role::Operator, "call off the move of")?;
+        }
+        Some(_) | None => caller.must_be_admin("call off moves of others' machines")?,
+    }
     let cancelled = migration::cancel(&control, &migration.id).await?;
     Ok(Json(render::migration(&control.view(), &cancelled)))
 }

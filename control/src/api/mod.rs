@@ -11,9 +11,12 @@ mod create;
 mod hosts;
 mod inspect;
 mod internal;
+mod invites;
+mod keys;
 mod launch;
 mod leases;
 mod machines;
+mod members;
 mod metadata;
 mod migrations;
 mod power;
@@ -28,7 +31,7 @@ use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use http::{HeaderName, HeaderValue, StatusCode};
 use tower_http::timeout::TimeoutLayer;
 
@@ -67,6 +70,8 @@ fn of_machines() -> Router<Control> {
         .route("/logs", get(inspect::logs))
         .route("/metadata", get(metadata::all).put(metadata::replace).patch(metadata::merge))
         .route("/metadata/{key}", get(metadata::one).post(metadata::set).delete(metadata::unset))
+        .route("/shares", get(members::shares).post(members::share))
+        .route("/shares/{account}", delete(members::unshare))
         .route("/lease", get(leases::show).post(leases::take).delete(leases::release))
         .route("/migrate", post(migrations::migrate));
     Router::new()
@@ -83,7 +88,20 @@ fn of_machines() -> Router<Control> {
 fn of_the_account() -> Router<Control> {
     Router::new()
         .route("/v1/account", get(account::show))
-        .route("/v1/account/keys", post(account::add_key))
+        .route("/v1/whoami", get(account::whoami))
+        .route("/v1/usage", get(account::usage))
+        .route("/v1/account/keys", get(keys::keys).post(keys::add_key))
+        .route("/v1/account/keys/{id}", delete(keys::remove_key))
+        .route("/v1/account/cas", get(keys::cas).post(keys::add_ca))
+        .route("/v1/account/cas/{id}", delete(keys::remove_ca))
+        .route("/v1/account/tokens", get(keys::tokens))
+        .route("/v1/account/tokens/revoke", post(keys::revoke))
+        .route("/v1/account/tokens/{id}", delete(keys::remove_token))
+        .route("/v1/account/members", get(members::list).post(members::set))
+        .route("/v1/account/members/{account}", delete(members::remove))
+        .route("/v1/account/invites", get(invites::list).post(invites::create))
+        .route("/v1/account/invites/{id}", delete(invites::remove))
+        .route("/v1/invites/accept", post(invites::accept))
         .route("/v1/tokens/current", get(account::token))
         .route("/v1/apps", get(apps::list).post(apps::create))
         .route("/v1/apps/{app}", get(apps::show).delete(apps::destroy))
@@ -95,6 +113,7 @@ fn of_the_account() -> Router<Control> {
 
 fn of_the_fleet() -> Router<Control> {
     Router::new()
+        .route("/v1/fleet/sign-up", get(account::policy).post(account::set_policy))
         .route("/v1/platform/regions", get(hosts::regions))
         .route("/v1/hosts", get(hosts::list))
         .route("/v1/hosts/{host}", get(hosts::show))

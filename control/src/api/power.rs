@@ -7,7 +7,7 @@ use http::HeaderMap;
 use mashines_fleet::api::{Done, StopMachine, parse_seconds};
 use mashines_fleet::id::MachineId;
 use mashines_fleet::key::Key;
-use mashines_fleet::record::{Capacity, Desired, Machine, MachineState, Place};
+use mashines_fleet::record::{Capacity, Desired, Machine, MachineState, Place, Role};
 use serde::Deserialize;
 
 use super::answer::{Answer, done};
@@ -63,7 +63,7 @@ pub async fn start(
     Path(path): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Answer<Done> {
-    let machine = machines::of(&control, &caller, &path)?;
+    let machine = machines::for_role(&control, &caller, &path, (Role::Operator, "start"))?;
     leases::check(&control, &machine, &headers).await?;
     let control = &control;
     retrying(|| async {
@@ -157,7 +157,7 @@ pub async fn stop(
     headers: HeaderMap,
     OptionalPayload(body): OptionalPayload<StopMachine>,
 ) -> Answer<Done> {
-    let machine = machines::of(&control, &caller, &path)?;
+    let machine = machines::for_role(&control, &caller, &path, (Role::Operator, "stop"))?;
     leases::check(&control, &machine, &headers).await?;
     let grace = grace(&body)?;
     retrying(|| async {
@@ -216,7 +216,7 @@ pub async fn restart(
     Query(query): Query<Restart>,
     headers: HeaderMap,
 ) -> Answer<Done> {
-    let machine = machines::of(&control, &caller, &path)?;
+    let machine = machines::for_role(&control, &caller, &path, (Role::Operator, "restart"))?;
     leases::check(&control, &machine, &headers).await?;
     let timeout = match query.timeout.as_deref().map(|text| (text, parse_seconds(text))) {
         Some((text, None)) => {

@@ -7,9 +7,10 @@ use mashines_fleet::id::{Epoch, HostId};
 use mashines_fleet::record::{Host, Machine, Migration, Volume};
 use mashines_fleet::view::View;
 
+use super::auth::Caller;
 use crate::control::Control;
 use crate::scheduler::used;
-use crate::time::rfc3339;
+use crate::time::{now, rfc3339};
 
 fn region(view: &View, host: Option<&HostId>) -> String {
     host.and_then(|id| view.hosts.get(id)).map(|host| host.region.clone()).unwrap_or_default()
@@ -17,6 +18,22 @@ fn region(view: &View, host: Option<&HostId>) -> String {
 
 fn domain(view: &View) -> String {
     view.config.as_ref().map(|config| config.domain.clone()).unwrap_or_default()
+}
+
+/// A machine as the caller may see it. Whoever it is shared with to look at only does not see what it was given: environment and
+/// files may hold secrets.
+pub fn machine_for(view: &View, caller: &Caller, record: &Machine) -> api::Machine {
+    let mut shown = machine(view, record);
+    if record.account != caller.account.id {
+        let share = record.share_with(&caller.account.id, now());
+        shown.shared = share.map(|(role, end)| api::Shared { role, expires_at: end.map(rfc3339) });
+        if !caller.standing_at(record).is_some_and(|standing| standing.may_operate()) {
+            shown.config.env.clear();
+            shown.config.files.clear();
+            shown.config.other.clear();
+        }
+    }
+    shown
 }
 
 /// A machine.
@@ -45,15 +62,17 @@ pub fn machine(view: &View, machine: &Machine) -> api::Machine {
         fqdn: format!("{}.{domain}", machine.slug),
         ssh: machine.net.ssh_port.as_ref().map(|door| api::SshDoor {
             ipv4_host: format!("{}.{domain}", door.entry),
-            ipv4: view.hosts.get(&door.entry).map(|entry| entry.public_ipv4.clone()).unwrap_or_default(),
+            ipv4: view.hosts.get(&door.entry).and_then(|entry| entry.own_ipv4()).into_iter().collect(),
             port: door.port,
         }),
+        entry_ipv4: machine.net.entry_ipv4,
         created_at: rfc3339(machine.created_at),
         updated_at: rfc3339(machine.updated_at),
         config: machine.config.clone(),
         events: machine.events.clone(),
         checks: Vec::new(),
         migration: view.migration_of(&machine.id).map(|migration| migration.id.clone()),
+        shared: None,
     }
 }
 

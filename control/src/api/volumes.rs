@@ -7,7 +7,7 @@ use axum::extract::{Path, State};
 use mashines_fleet::api::{self, CreateVolume};
 use mashines_fleet::id::VolumeId;
 use mashines_fleet::key::Key;
-use mashines_fleet::record::{Host, Volume};
+use mashines_fleet::record::{Host, Role, Volume};
 use mashines_fleet::rpc::Empty;
 
 use super::answer::Answer;
@@ -20,6 +20,7 @@ use crate::failure::{Failure, Result};
 use crate::records::{Private, retrying};
 
 pub async fn flat(State(control): State<Control>, caller: Caller) -> Answer<Vec<api::Volume>> {
+    caller.must(Role::Viewer, "see the volumes")?;
     let view = control.view();
     let mine = view.volumes.values().filter(|volume| volume.account == caller.account.id);
     Ok(Json(mine.map(|volume| render::volume(&view, volume)).collect()))
@@ -30,6 +31,7 @@ pub async fn list(
     caller: Caller,
     Path(app): Path<String>,
 ) -> Answer<Vec<api::Volume>> {
+    caller.must(Role::Viewer, "see the volumes")?;
     let app = apps::of(&control, &caller, &app).await?;
     let view = control.view();
     let mine = view.volumes.values().filter(|v| v.account == caller.account.id && v.app == app);
@@ -42,6 +44,7 @@ pub async fn create(
     Path(app): Path<String>,
     Payload(body): Payload<CreateVolume>,
 ) -> Answer<api::Volume> {
+    caller.must(Role::Admin, "make volumes")?;
     let app = apps::of(&control, &caller, &app).await?;
     let size = match (body.size_mib, body.size_gb) {
         (Some(mib), None) => mib,
@@ -75,6 +78,7 @@ pub async fn show(
     caller: Caller,
     Path(path): Path<(String, String)>,
 ) -> Answer<api::Volume> {
+    caller.must(Role::Viewer, "see the volumes")?;
     let volume = of(&control, &caller, &path).await?;
     Ok(Json(render::volume(&control.view(), &volume)))
 }
@@ -85,6 +89,7 @@ pub async fn destroy(
     caller: Caller,
     Path(path): Path<(String, String)>,
 ) -> Answer<api::Volume> {
+    caller.must(Role::Admin, "remove volumes")?;
     let volume = of(&control, &caller, &path).await?;
     refuse_attached(&control, &volume)?;
     // No launch attaches it while its bytes go.
@@ -125,6 +130,7 @@ pub async fn extend(
     Path(path): Path<(String, String)>,
     Payload(body): Payload<serde_json::Value>,
 ) -> Answer<serde_json::Value> {
+    caller.must(Role::Admin, "extend volumes")?;
     let volume = of(&control, &caller, &path).await?;
     let size = body.get("size_gb").and_then(serde_json::Value::as_u64).map(|gb| gb.saturating_mul(1024));
     let size = size.or_else(|| body.get("size_mib").and_then(serde_json::Value::as_u64));

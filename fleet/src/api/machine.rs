@@ -157,6 +157,9 @@ pub struct Machine {
     /// The shared IPv4 door.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ssh: Option<SshDoor>,
+    /// The IPv4 address where a key of the account is enough: the machine's name has it in DNS. No other machine of the account does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entry_ipv4: Option<Ipv4Addr>,
     /// RFC 3339.
     pub created_at: String,
     /// RFC 3339.
@@ -171,6 +174,9 @@ pub struct Machine {
     /// The migration under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<MigrationId>,
+    /// It is another account's, and shared with the one that asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<super::Shared>,
 }
 
 /// An image, in Fly's shape.

@@ -6,6 +6,16 @@
 //! | --- | --- |
 //! | `GET /v1/account` | → [`Account`] |
 //! | `POST /v1/account/keys` | [`AddKey`] → [`Account`] |
+//! | `GET /v1/account/keys`; `DELETE …/{id}` | → [`SshKey`]s; DELETE takes `last` |
+//! | `GET, POST /v1/account/cas`; `DELETE …/{id}` | [`AddCa`] → [`SshCa`]s |
+//! | `GET, POST /v1/account/members`; `DELETE …/{account}` | [`SetMember`] → [`Member`]s |
+//! | `GET, POST /v1/account/invites`; `DELETE …/{id}` | [`CreateInvite`] → [`InviteMade`]; [`Invite`]s |
+//! | `POST /v1/invites/accept` | [`AcceptInvite`] → [`Accepted`] |
+//! | `GET /v1/account/tokens`; `DELETE …/{id}`; `POST …/revoke` | [`RevokeToken`]; → [`Token`]s |
+//! | `GET /v1/whoami` | → [`WhoAmI`] |
+//! | `GET, POST /v1/fleet/sign-up` | [`SignUpPolicy`]; administrators |
+//! | `GET /v1/usage` | → [`Usage`] of each machine that runs |
+//! | `GET, POST M/{id}/shares`; `DELETE …/{account}` | [`SetShare`] → [`Share`]s |
 //! | `GET /v1/tokens/current` | → [`CurrentToken`] |
 //! | `GET /v1/platform/regions` | → [`Regions`] |
 //! | `GET, POST /v1/apps`; `GET, DELETE /v1/apps/{app}` | [`CreateApp`] → [`App`], [`Apps`] |
@@ -29,15 +39,21 @@
 //! | `POST /v1/hosts/{id}/cordon`, `uncordon` | → [`Host`] |
 //! | `POST /v1/hosts/{id}/drain`; `GET` the same | → [`Drain`] |
 //!
+//! A request is for the account of its token, or for the one that [`ACT_FOR_HEADER`] names; what it may do there depends on the role
+//! ([`crate::access`]). Reading takes a viewer; entering, starting, stopping, moving an operator; making, removing and sharing an
+//! admin; keys, tokens and admins the owner. `GET /v1/machines` and `M/{id}` also know machines that are shared with the account.
+//!
 //! Every machine path takes the id or the slug. Errors are [`ErrorBody`]. Answers carry `fly-request-id`.
 //! `POST M` takes `Idempotency-Key`: the same key within a day answers with the same machine.
 
 mod machine;
+mod people;
 mod place;
 
 use serde::{Deserialize, Serialize};
 
 pub use machine::*;
+pub use people::*;
 pub use place::*;
 
 use crate::id::{AccountId, AppName};

@@ -20,8 +20,14 @@ impl OnBehalf {
 
     async fn ask(&self, request: Request<'_>) -> Result<serde_json::Value, CallError> {
         let body = request.body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()));
-        let call =
-            Call { method: request.method, path: request.path.to_owned(), body, timeout: request.timeout };
+        let act_for = request.account.map(str::to_owned);
+        let call = Call {
+            method: request.method,
+            path: request.path.to_owned(),
+            body,
+            timeout: request.timeout,
+            act_for,
+        };
         let answer = self.control.on_behalf(&self.caller, call).await.map_err(call_error)?;
         if answer.body().is_empty() {
             return Ok(serde_json::Value::Null);
@@ -33,6 +39,10 @@ impl OnBehalf {
 }
 
 impl Transport for OnBehalf {
+    fn acts_for_others(&self) -> bool {
+        true
+    }
+
     fn call<'a>(&'a self, request: Request<'a>) -> Answer<'a> {
         Box::pin(self.ask(request))
     }

@@ -44,6 +44,7 @@ pub struct Lobby {
 #[derive(Debug, Clone, Copy)]
 struct Size {
     columns: usize,
+    rows: usize,
 }
 
 impl Lobby {
@@ -72,6 +73,7 @@ impl Lobby {
         if let Some(size) = size {
             session.terminal = true;
             session.width = size.columns;
+            session.height = size.rows;
         }
         session
     }
@@ -80,7 +82,7 @@ impl Lobby {
 /// Serves one session channel of a person, which has begun.
 pub async fn serve(lobby: Lobby, caller: Caller, channel: Channel<Msg>, begun: Begun) {
     let (mut from, to) = channel.split();
-    let size = begun.terminal.map(|terminal| width(terminal.size.0));
+    let size = begun.terminal.map(|terminal| sized(terminal.size));
     let code = match begun.request {
         Request::Exec(line) => once(&lobby, &caller, &line, &mut from, &to, size).await,
         Request::Shell => match size {
@@ -103,10 +105,13 @@ pub async fn serve(lobby: Lobby, caller: Caller, channel: Channel<Msg>, begun: B
     let _gone = timeout(FAREWELL, end).await;
 }
 
-fn width(columns: u32) -> Size {
-    let columns = usize::try_from(columns).unwrap_or(0);
+fn sized((columns, rows): (u32, u32)) -> Size {
     // Clients without a window say 0.
-    Size { columns: if columns == 0 { 80 } else { columns.clamp(20, 500) } }
+    let or = |said: u32, usual: usize, least: usize| match usize::try_from(said).unwrap_or(0) {
+        0 => usual,
+        said => said.clamp(least, 500),
+    };
+    Size { columns: or(columns, 80, 20), rows: or(rows, 24, 4) }
 }
 
 /// One command; ends early when the client goes away.
@@ -122,7 +127,8 @@ async fn once(
     match size {
         Some(_) => {
             let mut editor = prompt::Editor::default();
-            prompt::attend(run_line(caller, line, &mut session), from, to, &mut editor, None).await
+            let typed = prompt::typed_into(&mut session);
+            prompt::attend(run_line(caller, line, &mut session), from, to, &mut editor, Some(typed)).await
         }
         None => {
             tokio::select! {

@@ -2,13 +2,13 @@
 
 use std::future::Future;
 
-use mashines_cli::complete;
+use mashines_cli::{Session, complete};
 use russh::server::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::io::{AsyncWriteExt as _, BufReader, DuplexStream};
 
 use super::terminal::MAX_LINE;
-use super::{INTERRUPTED, Lobby, Size, run_line, width};
+use super::{INTERRUPTED, Lobby, Size, run_line, sized};
 use crate::control::Caller;
 
 /// Lines that the arrows bring back.
@@ -210,10 +210,16 @@ pub async fn run(
             return code;
         }
         let mut session = lobby.session(caller, to, Some(size));
-        let (typed, stdin) = tokio::io::duplex(MAX_LINE);
-        session.stdin = Some(Box::new(BufReader::new(stdin)));
+        let typed = typed_into(&mut session);
         code = attend(run_line(caller, &line, &mut session), from, to, &mut editor, Some(typed)).await;
     }
+}
+
+/// A command's standard input: what is written to the other end.
+pub fn typed_into(session: &mut Session) -> DuplexStream {
+    let (typed, stdin) = tokio::io::duplex(MAX_LINE);
+    session.stdin = Some(Box::new(BufReader::new(stdin)));
+    typed
 }
 
 /// The next line or signal; `None` when the client is gone.
@@ -243,7 +249,7 @@ async fn read_line(
                 }
                 to.data_bytes(editor.echo()).await.ok()?;
             }
-            ChannelMsg::WindowChange { col_width, .. } => *size = width(col_width),
+            ChannelMsg::WindowChange { col_width, row_height, .. } => *size = sized((col_width, row_height)),
             ChannelMsg::Eof => return Some(Event::End),
             ChannelMsg::Close => return None,
             _ => (),

@@ -65,6 +65,7 @@ async fn make(
         path: format!("/v1/apps/{DEFAULT_APP}/machines"),
         body: Bytes::from(body.to_string()),
         timeout: Duration::from_secs(30),
+        act_for: None,
     };
     // The one line of ours that git's user sees: it takes a while, and git itself is silent.
     let line = format!("mashines: there is no machine {slug} yet: it is being made\n");

@@ -42,6 +42,7 @@ use crate::control::Control;
 use crate::dial::prepare;
 use crate::directory::Directory;
 use crate::farewell::turn_away;
+use crate::host_key::Settings;
 use crate::limits::{Door, Limits};
 use crate::lobby::Lobby;
 use crate::proxied::Balancers;
@@ -171,7 +172,7 @@ impl Gateway {
         self: Arc<Self>,
         listener: TcpListener,
         listens: Listens,
-        settings: watch::Receiver<Arc<server::Config>>,
+        settings: watch::Receiver<Arc<Settings>>,
     ) {
         loop {
             let accepted = tokio::select! {
@@ -180,8 +181,8 @@ impl Gateway {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    let config = Arc::clone(&settings.borrow());
-                    self.connections.spawn(Arc::clone(&self).receive(stream, peer, listens, config));
+                    let settings = Arc::clone(&settings.borrow());
+                    self.connections.spawn(Arc::clone(&self).receive(stream, peer, listens, settings));
                 }
                 Err(error) => {
                     warn!(%error, "accepting an SSH connection");
@@ -197,7 +198,7 @@ impl Gateway {
         mut stream: TcpStream,
         peer: SocketAddr,
         listens: Listens,
-        config: Arc<server::Config>,
+        settings: Arc<Settings>,
     ) {
         // Before the header of a balancer nobody is counted but the balancer, whose connections are its own affair.
         let arrival = match arrival::of(&mut stream, peer, &self.balancers).await {
@@ -226,6 +227,7 @@ impl Gateway {
                 Err(_gone) => return,
             }
         }
+        let config = Arc::clone(settings.at(arrival.at));
         let replaced = stranger.replaced.clone();
         sleep(stranger.wait).await;
         self.converse(stream, arrival, config, Login::new(stranger), replaced).await;
@@ -289,7 +291,9 @@ impl Gateway {
         let handle = running.handle();
         let parting = handle.disconnect(Disconnect::ByApplication, why, "en".to_owned());
         let _gone = timeout(PARTING, parting).await;
-        let _gone = timeout(PARTING, &mut running).await;
+        if let Ok(outcome) = timeout(PARTING, &mut running).await {
+            return ended(peer, outcome);
+        }
         cut.cancel();
         ended(peer, running.await);
     }

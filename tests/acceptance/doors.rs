@@ -1,0 +1,168 @@
+//! People at the gateway of a real fleet: sign-up, sharing, a machine that starts for whoever comes, and everything that may go through a
+//! session while the machine moves.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use mashines_fleet::api;
+use mashines_fleet::record::MigrationStep;
+use mashines_tests::daemons::{DOMAIN, ECHO, Fleet};
+use mashines_tests::netns::Place;
+use mashines_tests::person::{Door, Person};
+use mashines_tests::run::{run, wait_for};
+use mashines_tests::stream::Stream;
+
+const SLUG: &str = "shy-otter";
+/// When `MASHINES_MOVES` does not say.
+const MOVES: usize = 10;
+/// Where the forwarded port is at the person's side.
+const FORWARDED: u16 = 9007;
+
+#[test]
+fn people_come_in_share_wake_and_stay_through_moves() -> Result<()> {
+    let fleet = Fleet::up("doors", &mut |step| eprintln!("{step}"))?;
+    let words = ["launch", "--name", SLUG, "--memory", "512M", "--autostart", "--wait"];
+    let machine: api::Machine = fleet.ask(&words)?;
+    eprintln!("launched at {}", machine.ipv6);
+    a_newcomer_signs_up_and_is_let_in(&fleet)?;
+    an_address_and_a_key_name_the_machine(&fleet)?;
+    sessions_live_on_through_moves(&fleet)?;
+    whoever_comes_starts_it(&fleet)
+}
+
+/// Another person, whom nobody knows, makes an account by coming to the lobby; then a machine is shared with it.
+fn a_newcomer_signs_up_and_is_let_in(fleet: &Fleet) -> Result<()> {
+    let directory = std::env::temp_dir().join("mashines-doors-bob");
+    let _none = std::fs::remove_dir_all(&directory);
+    let bob = Person::new(&fleet.topology, &directory, DOMAIN)?;
+    let known: serde_json::Value = fleet.ask(&["known-hosts"])?;
+    bob.trust(known.get("known_hosts").and_then(serde_json::Value::as_str).context("no known_hosts")?)?;
+    let told = bob.sign_up("bob")?;
+    eprintln!("bob: {told}");
+    let why = bob.sh(SLUG, Door::Gateway, "true").err().context("bob enters what is not his")?;
+    ensure!(format!("{why:#}").contains("belongs to another account"), "{why:#}");
+    let _: serde_json::Value = fleet.ask(&["share", SLUG, "bob", "--role", "operator"])?;
+    wait_for("bob to be let in", Duration::from_secs(10), Duration::from_millis(300), || {
+        bob.sh(SLUG, Door::Gateway, "hostname").map(drop)
+    })?;
+    let _: serde_json::Value = fleet.ask(&["unshare", SLUG, "bob"])?;
+    wait_for("bob to be kept out again", Duration::from_secs(10), Duration::from_millis(300), || {
+        ensure!(bob.sh(SLUG, Door::Gateway, "true").is_err(), "bob still enters");
+        Ok(())
+    })
+}
+
+/// Two machines of one account have two addresses, and each is entered by its own.
+fn an_address_and_a_key_name_the_machine(fleet: &Fleet) -> Result<()> {
+    let second = "coy-heron";
+    let _: api::Machine = fleet.ask(&["launch", "--name", second, "--memory", "256M", "--wait"])?;
+    for slug in [SLUG, second] {
+        let hostname = fleet.person.sh(slug, Door::Ipv4, "hostname")?;
+        ensure!(hostname.trim() == slug, "root@{slug}.{DOMAIN} over IPv4 led to {hostname:?}");
+    }
+    let _: serde_json::Value = fleet.ask(&["rm", second, "--yes", "--force"])?;
+    Ok(())
+}
+
+/// A session at a terminal, a forwarded port and an upload, all through the gateway, while the machine goes to and fro.
+fn sessions_live_on_through_moves(fleet: &Fleet) -> Result<()> {
+    fleet.serve_echo_in(SLUG)?;
+    let moves = std::env::var("MASHINES_MOVES").map_or(Ok(MOVES), |number| number.parse())?;
+    let counter = "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.2; done";
+    let mut session = fleet.person.session(SLUG, Door::Gateway, counter)?;
+    let _forward = forward(fleet)?;
+    let echo = SocketAddr::from(([127, 0, 0, 1], FORWARDED));
+    let stream = wait_for("the forwarded port", Duration::from_secs(20), Duration::from_millis(300), || {
+        Stream::start(&fleet.topology, Place::Client, echo, Duration::from_millis(50))
+    })?;
+    let upload = Upload::begin(fleet)?;
+    for number in 1..=moves {
+        let begun = Instant::now();
+        let migration = fleet.migrate(SLUG)?;
+        ensure!(migration.step == MigrationStep::Completed, "move {number}: {migration:?}");
+        eprintln!("move {number}: {:.1} s", begun.elapsed().as_secs_f64());
+    }
+    upload.end(fleet)?;
+    let report = stream.finish().context("the stream through the forwarded port")?;
+    eprintln!("forwarded: {} blocks, longest silence {:?}", report.blocks, report.largest_gap);
+    session.line(Duration::from_secs(5))?;
+    let ticks = session.arrived().into_iter().map(|(_, line)| line);
+    for (number, line) in (2..).zip(ticks) {
+        ensure!(line == format!("tick {number}"), "tick {number} was {line:?}");
+    }
+    ensure!(session.alive(), "the session ended");
+    Ok(())
+}
+
+/// `ssh -N -L`, ended with this value.
+struct Forward(Child);
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn forward(fleet: &Fleet) -> Result<Forward> {
+    let mut ssh = fleet.person.ssh(SLUG, Door::Gateway);
+    ssh.args(["-N", "-o", "ExitOnForwardFailure=yes", "-L", &format!("{FORWARDED}:localhost:{ECHO}")]);
+    Ok(Forward(ssh.stdin(Stdio::null()).spawn().context("cannot start ssh")?))
+}
+
+/// An `sftp` upload that goes on for as long as the moves take, and is compared afterwards.
+struct Upload {
+    child: Child,
+    sum: String,
+}
+
+const UPLOADED: &str = "/var/tmp/uploaded";
+
+impl Upload {
+    fn begin(fleet: &Fleet) -> Result<Self> {
+        let file = std::env::temp_dir().join("mashines-doors-upload");
+        run(fleet.topology.command(Place::Client, "dd").args([
+            "if=/dev/urandom",
+            &format!("of={}", file.display()),
+            "bs=1M",
+            "count=24",
+            "status=none",
+        ]))?;
+        let sum = run(fleet.topology.command(Place::Client, "sha256sum").arg(&file))?;
+        let sum = sum.split_whitespace().next().context("no checksum")?.to_owned();
+        // 4 Mbit/s: most of a minute.
+        let mut sftp = fleet.person.sftp();
+        sftp.args(["-l", "4000", "-b", "-"]).arg(format!("{SLUG}@{DOMAIN}")).stdin(Stdio::piped());
+        let mut child = sftp.stdout(Stdio::null()).spawn().context("cannot start sftp")?;
+        let mut input = child.stdin.take().context("sftp has no standard input")?;
+        std::io::Write::write_all(&mut input, format!("put {} {UPLOADED}\n", file.display()).as_bytes())?;
+        Ok(Self { child, sum })
+    }
+
+    fn end(mut self, fleet: &Fleet) -> Result<()> {
+        let status = self.child.wait()?;
+        ensure!(status.success(), "the upload ended with {status}");
+        let there = fleet.person.sh(SLUG, Door::Ipv6, &format!("sha256sum {UPLOADED}"))?;
+        ensure!(there.starts_with(&self.sum), "the upload arrived as {there:?}, not as {}", self.sum);
+        Ok(())
+    }
+}
+
+/// A stopped machine is up again for an exec session, whose output holds nothing of the waiting.
+fn whoever_comes_starts_it(fleet: &Fleet) -> Result<()> {
+    for door in [Door::Gateway, Door::Jump] {
+        let _: serde_json::Value = fleet.ask(&["stop", SLUG, "--wait"])?;
+        let begun = Instant::now();
+        let mut ssh = fleet.person.ssh(SLUG, door);
+        ssh.args(["-o", "ConnectTimeout=120"]);
+        let mut child = ssh.args(["--", "hostname"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let output = child.stdout.take().context("no output")?;
+        let lines: Vec<String> = BufReader::new(output).lines().collect::<Result<_, _>>()?;
+        ensure!(child.wait()?.success() && lines == [SLUG], "{door:?}: {lines:?}");
+        eprintln!("{door:?} started it within {:.1} s", begun.elapsed().as_secs_f64());
+    }
+    Ok(())
+}
