@@ -12,6 +12,7 @@
 //! | [`git`] | what `git push` asks for |
 //! | [`arrival`] | both ends of a connection, and what is spoken on it |
 //! | [`limits`] | how many connections, how fast, before anybody is known |
+//! | [`strangers`] | those of port 22 that have proved no key: who waits, who goes |
 //! | [`accounts`] | how many sessions, how fast, of one account |
 //! | `recording` | what terminals showed |
 //!
@@ -36,6 +37,7 @@ mod recording;
 pub mod route;
 pub mod splice;
 pub mod ssh;
+pub mod strangers;
 pub mod upstream;
 mod wake;
 
@@ -67,6 +69,7 @@ use crate::ports::Ports;
 use crate::proxied::Balancers;
 use crate::recording::Recordings;
 use crate::ssh::{Gateway, Listens};
+use crate::strangers::Strangers;
 use crate::upstream::Pool;
 use crate::upstream::credentials::Credentials;
 
@@ -100,11 +103,14 @@ pub struct Config {
     /// Seconds to prove a key.
     #[serde(default = "grace")]
     pub login_grace_s: u64,
+    /// Seconds that a connection to a machine waits for its next channel; with 0 each channel has a connection of its own.
+    #[serde(default = "machine_idle")]
+    pub machine_idle_s: u64,
     /// Networks of load balancers: a connection from there begins with a PROXY header (version 1 or 2), which says who the client is.
     #[serde(default)]
     pub proxy_from: Vec<IpNetwork>,
     /// Limits of port 22. Connections that have proved no key get a quarter of the places.
-    #[serde(default)]
+    #[serde(default = "Limits::of_ssh")]
     pub ssh_limits: Limits,
     /// Limits of all shared ports together.
     #[serde(default)]
@@ -131,6 +137,10 @@ fn ssh_port() -> u16 {
 
 fn grace() -> u64 {
     30
+}
+
+fn machine_idle() -> u64 {
+    60
 }
 
 /// The role: binds, then serves until the daemon ends.
@@ -212,15 +222,19 @@ impl Doors {
             tasks.spawn(async move { ports.serve(views).await });
         }
         let gateway = Arc::new(Gateway {
-            pool: Pool::new(self.credentials, self.config.machine_port),
+            pool: Pool::new(
+                self.credentials,
+                self.config.machine_port,
+                Duration::from_secs(self.config.machine_idle_s),
+            ),
             lobby: Lobby::new(self.control.clone(), directory.clone()),
             control: self.control,
             directory,
             machine_port: self.config.machine_port,
             login_grace: Duration::from_secs(self.config.login_grace_s),
             balancers: Balancers::new(self.config.proxy_from),
-            door: Door::new(self.config.ssh_limits),
-            strangers: Door::new(ssh::stranger_limits(self.config.ssh_limits)),
+            door: Door::new(self.config.ssh_limits.without_rate()),
+            strangers: Strangers::new(ssh::stranger_limits(self.config.ssh_limits)),
             accounts: Accounts::new(self.config.account_limits),
             recordings: Some(self.recordings),
             connections: TaskTracker::new(),

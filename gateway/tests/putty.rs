@@ -62,7 +62,7 @@ async fn plink_moves_megabytes_both_ways_with_each_cipher_and_key_exchange() {
     let orders = ["aesgcm", "chacha20", "aes"]
         .map(|cipher| format!("Cipher={cipher},WARN\n"))
         .into_iter()
-        .chain(["ecdh", "dh-group14-sha1"].map(|kex| format!("KEX={kex},WARN\n")));
+        .chain(["ecdh"].map(|kex| format!("KEX={kex},WARN\n")));
     for (n, order) in orders.enumerate() {
         let session = format!("Protocol=ssh\nHostName=127.0.0.1\nPortNumber={}\n{order}", stage.port());
         std::fs::write(stage.path(&format!("putty/sessions/order{n}")), session).unwrap();

@@ -160,6 +160,7 @@ impl Handler for Connection {
     type Error = russh::Error;
 
     async fn auth_none(&mut self, _user: &str) -> Result<Auth, Self::Error> {
+        self.login.spoke();
         Ok(Auth::Reject { proceed_with_methods: Some(super::methods()), partial_success: false })
     }
 
@@ -172,6 +173,7 @@ impl Handler for Connection {
         _user: &str,
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, Self::Error> {
+        self.login.spoke();
         if !super::algorithms::is_acceptable(offer.algorithm) {
             return Ok(Auth::reject());
         }

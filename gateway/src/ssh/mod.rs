@@ -43,10 +43,11 @@ use crate::dial::prepare;
 use crate::directory::Directory;
 use crate::farewell::turn_away;
 use crate::host_key::Settings;
-use crate::limits::{Door, Limits, Slot};
+use crate::limits::{Door, Limits};
 use crate::lobby::Lobby;
 use crate::proxied::Balancers;
 use crate::recording::Recordings;
+use crate::strangers::{Stranger, Strangers};
 use crate::upstream::Pool;
 use severable::Severable;
 
@@ -80,7 +81,7 @@ pub struct Gateway {
     /// Connections in all.
     pub door: Arc<Door>,
     /// Connections that have not proved a key.
-    pub strangers: Arc<Door>,
+    pub strangers: Arc<Strangers>,
     /// Control, for what a door itself asks of it: starting, making, signing up.
     pub control: Control,
     /// What accounts have open at once.
@@ -131,17 +132,27 @@ pub fn server_config(host_key: PrivateKey, certificate: Option<Certificate>) -> 
 #[derive(Debug)]
 pub(crate) struct Login {
     done: Notify,
-    stranger: Mutex<Option<Slot>>,
+    stranger: Mutex<Option<Stranger>>,
 }
 
 impl Login {
-    fn new(stranger: Slot) -> Self {
+    fn new(stranger: Stranger) -> Self {
         Self { done: Notify::new(), stranger: Mutex::new(Some(stranger)) }
+    }
+
+    /// Keys were exchanged: this is no connection that says nothing.
+    fn spoke(&self) {
+        if let Some(stranger) = &*self.stranger.lock().unwrap_or_else(PoisonError::into_inner) {
+            stranger.spoke();
+        }
     }
 
     /// A key was proved: the grace no longer applies, and the place among the strangers is free.
     fn succeeded(&self) {
-        self.stranger.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let stranger = self.stranger.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(stranger) = stranger {
+            stranger.logged_in();
+        }
         self.done.notify_one();
     }
 }
@@ -217,7 +228,9 @@ impl Gateway {
             }
         }
         let config = Arc::clone(settings.at(arrival.at));
-        self.converse(stream, arrival, config, Login::new(stranger)).await;
+        let replaced = stranger.replaced.clone();
+        sleep(stranger.wait).await;
+        self.converse(stream, arrival, config, Login::new(stranger), replaced).await;
     }
 
     /// Accepts nobody any more, and waits for those who are there; after `patience` they are told and cut off.
@@ -241,6 +254,7 @@ impl Gateway {
         arrival: Arrival,
         config: Arc<server::Config>,
         login: Login,
+        replaced: CancellationToken,
     ) {
         let peer = arrival.peer;
         if prepare(&stream).is_err() {
@@ -255,28 +269,31 @@ impl Gateway {
             running = begun => running,
             // It has not even sent its version.
             () = &mut late => return,
+            () = replaced.cancelled() => return,
         };
         let mut running = match running {
             Ok(running) => running,
             Err(error) => return debug!(%peer, %error, "ssh: no SSH client"),
         };
-        let authenticated = tokio::select! {
+        let unknown = tokio::select! {
             outcome = &mut running => return ended(peer, outcome),
-            () = login.done.notified() => true,
-            () = &mut late => false,
+            () = login.done.notified() => None,
+            () = &mut late => Some(format!("no key was proved within {:?}", self.login_grace)),
+            () = replaced.cancelled() => Some("the gateway is full, and others wait that do prove a key; try again".to_owned()),
         };
-        let why = if authenticated {
-            tokio::select! {
+        let why = match unknown {
+            Some(why) => why,
+            None => tokio::select! {
                 outcome = &mut running => return ended(peer, outcome),
                 () = self.ending.cancelled() => "this gateway restarts; connect again in a moment".to_owned(),
-            }
-        } else {
-            format!("no key was proved within {:?}", self.login_grace)
+            },
         };
         let handle = running.handle();
         let parting = handle.disconnect(Disconnect::ByApplication, why, "en".to_owned());
         let _gone = timeout(PARTING, parting).await;
-        let _gone = timeout(PARTING, &mut running).await;
+        if let Ok(outcome) = timeout(PARTING, &mut running).await {
+            return ended(peer, outcome);
+        }
         cut.cancel();
         ended(peer, running.await);
     }

@@ -13,9 +13,6 @@ use tokio::time::{Instant, sleep, timeout};
 use super::connect::{Connector, Events, Sinks, UpstreamError};
 use super::credentials::Credentials;
 
-/// How long a connection waits for its next channel.
-const IDLE: Duration = Duration::from_secs(60);
-
 /// Connections that wait, for one account and machine.
 const IDLE_EACH: usize = 4;
 
@@ -33,6 +30,8 @@ struct Waiting {
 /// All connections to machines that carry no channel at the moment.
 pub struct Pool {
     connector: Connector,
+    /// How long a connection waits for its next channel.
+    idle: Duration,
     waiting: Mutex<HashMap<Key, Vec<Waiting>>>,
 }
 
@@ -57,9 +56,9 @@ pub struct Lease {
 }
 
 impl Pool {
-    /// An empty pool that enters machines' `port` with `credentials`.
-    pub fn new(credentials: Arc<Credentials>, port: u16) -> Arc<Self> {
-        Arc::new(Self { connector: Connector::new(credentials, port), waiting: Mutex::default() })
+    /// An empty pool that enters machines' `port` with `credentials`, and keeps connections for `idle` between their channels.
+    pub fn new(credentials: Arc<Credentials>, port: u16, idle: Duration) -> Arc<Self> {
+        Arc::new(Self { connector: Connector::new(credentials, port), idle, waiting: Mutex::default() })
     }
 
     /// A channel into `machine` for `account`.
@@ -124,7 +123,7 @@ impl Pool {
         list.push(Waiting { handle, sinks, since: Instant::now() });
         let pool = Arc::clone(self);
         tokio::spawn(async move {
-            sleep(IDLE).await;
+            sleep(pool.idle).await;
             pool.forget_old();
         });
     }
@@ -132,7 +131,7 @@ impl Pool {
     fn forget_old(&self) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.retain(|_, list| {
-            list.retain(|w| w.since.elapsed() < IDLE && !w.handle.is_closed());
+            list.retain(|w| w.since.elapsed() < self.idle && !w.handle.is_closed());
             !list.is_empty()
         });
     }
@@ -208,7 +207,7 @@ impl Lease {
 
     /// The channel has ended in order: the connection waits for the next one, if it may.
     pub fn give_back(self) {
-        if self.reusable && !self.handle.is_closed() {
+        if self.reusable && !self.pool.idle.is_zero() && !self.handle.is_closed() {
             let Self { pool, key, handle, sinks, .. } = self;
             pool.put(key, handle, sinks);
         } else {

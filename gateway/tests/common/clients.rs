@@ -197,4 +197,13 @@ impl Stage {
     pub fn ssh_line(&self, key: &str) -> String {
         format!("ssh {} -p {}", self.options(key).join(" "), self.port())
     }
+
+    /// `ssh` at its usual log level, with more options; what it runs is still to be said.
+    pub fn loud_with(&self, key: &str, user: &str, options: &[&str]) -> Command {
+        let mut ssh = tool("ssh", "openssh-client");
+        // The first value of an option counts.
+        ssh.args(["-o", "LogLevel=INFO"]).args(self.options(key)).args(["-p", &self.port()]).args(options);
+        ssh.arg(format!("{user}@127.0.0.1"));
+        ssh
+    }
 }
