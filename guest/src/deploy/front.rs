@@ -69,8 +69,13 @@ fn only_one(place: &Place) -> Result<File> {
     place.make()?;
     let path = place.base().join("front.lock");
     let file = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
-    if file.try_lock().is_err() {
-        bail!("another front runs already");
+    let started = Instant::now();
+    // One that was killed takes a moment to be gone.
+    while file.try_lock().is_err() {
+        if started.elapsed() > Duration::from_secs(5) {
+            bail!("another front runs already");
+        }
+        thread::sleep(TRY_AGAIN);
     }
     Ok(file)
 }

@@ -1,6 +1,7 @@
 //! git's hooks: `pre-receive` deploys before any ref is updated, so that a build that fails rejects the push and git forgets its objects.
 
 use std::io::Read;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -15,7 +16,7 @@ use super::plan::Tree;
 use super::release::{Release, State, short};
 use super::repository::Repository;
 use super::verdict::{Update, Verdict, is_null, judge};
-use super::watch::Watch;
+use super::watch::{Stopped, Watch};
 use super::work::{Cause, Work};
 
 /// The most that git passes of refs, in bytes.
@@ -23,7 +24,7 @@ const MAX_INPUT: u64 = 1 << 20;
 
 /// `pre-receive`: exit code 0 takes the push, 1 rejects it.
 pub fn pre_receive(place: &Place) -> Result<i32> {
-    let watch = Watch::parent();
+    let watch = Watch::git();
     let updates = read_updates()?;
     let mut work = Work::new(place.clone(), Repository::existing(place), watch);
     let outcome = receive(&mut work, &updates);
@@ -32,6 +33,9 @@ pub fn pre_receive(place: &Place) -> Result<i32> {
         Err(refusal) => {
             refusal.tell(&work.report);
             standing(place, &work);
+            if matches!(refusal, Failure::Stopped(Stopped::ClientGone)) {
+                forget_objects(&work.repository);
+            }
             1
         }
     };
@@ -129,6 +133,15 @@ fn unmoved(repository: &Repository, update: &Update, branch: &str) -> Result<(),
         format!("{branch} has moved meanwhile: it is at {at}"),
         Some("another push was first. git fetch, look, and push again (with --force to replace it)"),
     ))
+}
+
+/// git removes the objects of a push that was refused, but not when it dies of its client's end. Nobody will take them now.
+fn forget_objects(repository: &Repository) {
+    let Some(path) = std::env::var_os("GIT_QUARANTINE_PATH").map(PathBuf::from) else { return };
+    if path.starts_with(repository.path().join("objects")) && path.to_string_lossy().contains("incoming-") {
+        // What stays is swept by a later push.
+        let _ = std::fs::remove_dir_all(path);
+    }
 }
 
 /// After a refusal: what goes on as before.

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use super::place::Place;
 use super::plan::Tree;
 
-/// How git finds this program again. The wrapper names itself; a push from within the machine takes the agent.
+/// How git finds this program again. Whoever became git named itself; a push from within the machine takes the agent.
 const HOOK: &str = "#!/bin/sh\nexec \"${MASHINES_AGENT:-/run/mashines/agent}\" deploy ";
 
 /// Force pushes are allowed: what is pushed is what shall run. A shallow clone may be pushed: a build needs no history. gc that went to the

@@ -6,27 +6,18 @@
 //! mashines-guest git upload-archive
 //! ```
 //!
-//! git has our stdin, stdout and stderr; not a byte passes through here. We only look whether the client is still there: git itself notices
-//! when it next writes, which in a silent build is late. sshd gives a command without a terminal no signal when its client goes; what it does
-//! is close its ends, which poll(2) tells: POLLHUP on a socket, POLLERR on a pipe. The end of stdin says nothing, since a client closes that
-//! as soon as the pack is sent.
+//! This program becomes git; not a byte passes through here. What it leaves behind for the hook are two open files: the turn, and one more of
+//! stdout, by which the hook sees whether the client is still there (see watch). git itself would notice when it next writes, which in a silent
+//! build is late.
 
-use std::os::fd::AsFd;
-use std::process::{Child, Command, ExitStatus};
-use std::time::{Duration, Instant};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use super::place::Place;
 use super::repository::Repository;
-use super::{tether, turn};
-
-/// How long git has to end by itself when its client has gone.
-const GRACE: Duration = Duration::from_secs(3);
-const POLL_MS: u8 = 20;
+use super::{turn, watch};
 
 /// What is asked for.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,7 +27,7 @@ struct Session {
     by: Option<String>,
 }
 
-/// Serves it, and gives git's exit code.
+/// Becomes git; returns only when it cannot.
 pub fn run(place: &Place, arguments: &[String]) -> Result<i32> {
     let session = Session::parse(arguments)?;
     let repository = Repository::open(place)?;
@@ -49,12 +40,11 @@ pub fn run(place: &Place, arguments: &[String]) -> Result<i32> {
         command.env("MASHINES_BY", by);
     }
     command.env("MASHINES_AGENT", std::env::current_exe().context("finding this program")?);
-    let _turn = match session.service {
-        "receive-pack" => Some(turn::hand_down(place, &mut command)?),
+    let _open = match session.service {
+        "receive-pack" => Some((turn::hand_down(place, &mut command)?, watch::hand_down(&mut command)?)),
         _ => None,
     };
-    let mut child = tether::die_with_parent(&mut command).spawn().context("starting git")?;
-    Ok(wait(&mut child)?.code().unwrap_or(128))
+    Err(command.exec()).context("starting git")
 }
 
 impl Session {
@@ -85,42 +75,6 @@ impl Session {
 
 fn is_protocol(value: &str) -> bool {
     value.len() <= 200 && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"=:-._".contains(&byte))
-}
-
-fn wait(child: &mut Child) -> Result<ExitStatus> {
-    loop {
-        if let Some(status) = child.try_wait().context("waiting for git")? {
-            return Ok(status);
-        }
-        if client_gone() {
-            return end(child);
-        }
-    }
-}
-
-/// Waits a little, and says whether the other end of stdout is closed.
-fn client_gone() -> bool {
-    let stdout = std::io::stdout();
-    let mut ends = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
-    let closed = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
-    poll(&mut ends, PollTimeout::from(POLL_MS)).is_ok_and(|ready| ready > 0)
-        && ends[0].revents().is_some_and(|events| events.intersects(closed))
-}
-
-/// git removes the quarantined objects when it is asked to end; the hook sees its parent gone, and ends the build.
-fn end(child: &mut Child) -> Result<ExitStatus> {
-    if let Ok(pid) = i32::try_from(child.id()) {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
-    }
-    let started = Instant::now();
-    while started.elapsed() < GRACE {
-        if let Some(status) = child.try_wait().context("waiting for git")? {
-            return Ok(status);
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    child.kill().context("ending git")?;
-    child.wait().context("waiting for git")
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //!
 //! No file says anything by being there, so there is no stale lock.
 //!
-//! In a push the wrapper of `git receive-pack` opens `turn` and everything below it inherits that one open file: the hook locks it, and it
+//! In a push whoever becomes `git receive-pack` opens `turn`, and git and all below it inherit that one open file: the hook locks it, and it
 //! stays locked until receive-pack has updated the ref and ended. So the next push finds the ref as it will be.
 
 use std::fs::{File, OpenOptions, TryLockError};
