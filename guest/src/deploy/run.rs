@@ -105,10 +105,17 @@ fn container(release: &Release) -> String {
 /// In the machine's own network, IPv6 and all, unless the program has a port of its own. Values of variables stay out of the command
 /// line: `--env NAME` takes them from podman's environment.
 fn podman_run(release: &Release, env: &Env) -> Vec<String> {
-    let mut words: Vec<String> =
-        ["run", "--rm", "--replace", "--name", &container(release), "--cgroups=split"]
-            .map(str::to_owned)
-            .to_vec();
+    let mut words: Vec<String> = [
+        "run",
+        "--rm",
+        "--replace",
+        "--name",
+        &container(release),
+        "--cgroups=split",
+        "--log-driver=passthrough",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     let mut port = release.port;
     match release.plan.app_port {
         None => words.push("--network=host".to_owned()),

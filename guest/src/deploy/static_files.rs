@@ -2,6 +2,7 @@
 //! ranges, no listings, no compression.
 //!
 //! Only what lies below the folder is served, symbolic links included, and nothing whose name begins with a dot except `.well-known`.
+//! SIGTERM lets requests under way be answered, and says to each client that its connection ends.
 //! Limits: [`MAX_HEAD`], [`MAX_CONNECTIONS`], [`IDLE`], [`SEND`].
 
 use std::fs::{self, File, Metadata};
@@ -9,11 +10,12 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use nix::sys::signal::{SigSet, Signal};
 
 /// The longest request line with its fields, in bytes.
 const MAX_HEAD: u64 = 16 * 1024;
@@ -24,53 +26,95 @@ const IDLE: Duration = Duration::from_secs(30);
 /// How long the client may take nothing.
 const SEND: Duration = Duration::from_secs(30);
 
-/// Serves for ever, on the loopback: the front is before it.
+/// How long requests under way have after SIGTERM.
+const LAST: Duration = Duration::from_secs(10);
+/// After the last of them, how long there must be none.
+const QUIET: Duration = Duration::from_millis(200);
+
+/// What the threads share.
+#[derive(Default)]
+struct Server {
+    root: PathBuf,
+    /// Connections.
+    open: AtomicUsize,
+    /// Requests under way.
+    busy: AtomicUsize,
+    /// SIGTERM has come.
+    ending: AtomicBool,
+}
+
+/// Serves until SIGTERM, on the loopback: the front is before it.
 pub fn serve(folder: &Path, port: u16) -> Result<()> {
     let root = folder.canonicalize().with_context(|| format!("finding the folder {}", folder.display()))?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
         .with_context(|| format!("listening on port {port}"))?;
-    let open = Arc::new(AtomicUsize::new(0));
+    let server = Arc::new(Server { root, ..Server::default() });
+    // Blocked here, so in every thread that follows; waited for in one.
+    let mut term = SigSet::empty();
+    term.add(Signal::SIGTERM);
+    term.thread_block().context("blocking SIGTERM")?;
+    let accepting = Arc::clone(&server);
+    thread::spawn(move || accept(&accepting, &listener));
+    term.wait().context("waiting for SIGTERM")?;
+    server.ending.store(true, Ordering::SeqCst);
+    let (asked, mut last) = (Instant::now(), Instant::now());
+    while asked.elapsed() < LAST && last.elapsed() < QUIET {
+        if server.busy.load(Ordering::SeqCst) > 0 {
+            last = Instant::now();
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+fn accept(server: &Arc<Server>, listener: &TcpListener) {
     loop {
-        while open.load(Ordering::SeqCst) >= MAX_CONNECTIONS {
+        while server.open.load(Ordering::SeqCst) >= MAX_CONNECTIONS {
             thread::sleep(Duration::from_millis(5));
         }
         let Ok((stream, _)) = listener.accept() else {
             thread::sleep(Duration::from_millis(5));
             continue;
         };
-        open.fetch_add(1, Ordering::SeqCst);
-        let (root, count) = (root.clone(), Arc::clone(&open));
+        server.open.fetch_add(1, Ordering::SeqCst);
+        let mine = Arc::clone(server);
         let spawned = thread::Builder::new().stack_size(256 * 1024).spawn(move || {
             // A client that goes away is its own affair.
-            let _ = connection(&root, stream);
-            count.fetch_sub(1, Ordering::SeqCst);
+            let _ = connection(&mine, stream);
+            mine.open.fetch_sub(1, Ordering::SeqCst);
         });
         if spawned.is_err() {
-            open.fetch_sub(1, Ordering::SeqCst);
+            server.open.fetch_sub(1, Ordering::SeqCst);
         }
     }
 }
 
-fn connection(root: &Path, stream: TcpStream) -> io::Result<()> {
+fn connection(server: &Server, stream: TcpStream) -> io::Result<()> {
     stream.set_read_timeout(Some(IDLE))?;
     stream.set_write_timeout(Some(SEND))?;
     stream.set_nodelay(true)?;
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut writer = stream;
-    loop {
-        let head = match read_head(&mut reader)? {
-            Some(head) => head,
-            None => return Ok(()),
-        };
-        let (answer, goes_on) = match Request::parse(&head) {
-            Some(request) => (Answer::to(root, &request), request.goes_on),
-            None => (Answer::error(400, "Bad Request"), false),
-        };
-        answer.send(&mut writer, goes_on)?;
-        if !goes_on {
-            return Ok(());
+    while let Some(head) = read_head(&mut reader)? {
+        server.busy.fetch_add(1, Ordering::SeqCst);
+        let sent = answer(server, &head, &mut writer);
+        server.busy.fetch_sub(1, Ordering::SeqCst);
+        if !sent? {
+            break;
         }
     }
+    Ok(())
+}
+
+/// Answers one request, and says whether the connection goes on.
+fn answer(server: &Server, head: &str, to: &mut impl Write) -> io::Result<bool> {
+    let (answer, wants_on) = match Request::parse(head) {
+        Some(request) => (Answer::to(&server.root, &request), request.goes_on),
+        None => (Answer::error(400, "Bad Request"), false),
+    };
+    let goes_on = wants_on && !server.ending.load(Ordering::SeqCst);
+    answer.send(to, goes_on)?;
+    Ok(goes_on)
 }
 
 /// Request line and fields; `None` at the end of the connection. A head that is too long ends it too.

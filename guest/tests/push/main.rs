@@ -14,7 +14,7 @@ mod support;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use support::{Machine, kill_hard, processes_with};
+use support::{Machine, kill_hard, persistent, processes_with};
 
 /// Answers with the release's number; `/slow` takes a while; health is `/up`.
 const SERVER: &str = r#"
@@ -338,6 +338,21 @@ fn static_files_switch_under_load_too() {
         assert_eq!(machine.get("/").unwrap(), n.to_string());
     }
     assert!(load.all_answered() > 100);
+}
+
+#[test]
+fn busy_persistent_connections_are_told_of_their_end() {
+    let machine = Machine::new();
+    machine.commit("one", &[("index.html", "1"), ("mashine.toml", "drain_seconds = 1")]);
+    machine.push(&["main"]).accepted();
+    let (port, until) = (machine.port, Instant::now() + Duration::from_secs(6));
+    let clients: Vec<_> = (0..4).map(|_| std::thread::spawn(move || persistent(port, until))).collect();
+    for n in 0..2 {
+        machine.commit(&format!("{n}"), &[("n", &n.to_string())]);
+        machine.push(&["main"]).accepted();
+    }
+    let answers: u64 = clients.into_iter().map(|client| client.join().unwrap().unwrap()).sum();
+    assert!(answers > 100, "{answers}");
 }
 
 #[test]

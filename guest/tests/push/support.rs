@@ -314,6 +314,40 @@ impl Load {
     }
 }
 
+/// Asks again and again on one connection, and on a new one when that has ended between two answers. Gives the number of answers.
+pub fn persistent(port: u16, until: Instant) -> Result<u64, String> {
+    let mut count = 0;
+    while Instant::now() < until {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).map_err(|e| e.to_string())?;
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let mut said_close = false;
+        while Instant::now() < until && !said_close {
+            if write!(stream, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").is_err() {
+                break;
+            }
+            let mut text = String::new();
+            let mut buffer = [0; 1024];
+            while !text.contains("\r\n\r\n1") {
+                match stream.read(&mut buffer) {
+                    Ok(0) | Err(_) if text.is_empty() => break,
+                    Ok(0) => return Err(format!("cut off: {text:?}")),
+                    Err(error) => return Err(format!("{error} after {text:?}")),
+                    Ok(length) => text.push_str(&String::from_utf8_lossy(&buffer[..length])),
+                }
+            }
+            if text.is_empty() {
+                break;
+            }
+            count += 1;
+            said_close = text.contains("Connection: close");
+        }
+        if !said_close && Instant::now() < until {
+            return Err("ended without a word".to_owned());
+        }
+    }
+    Ok(count)
+}
+
 /// The body of a 200.
 pub fn get(port: u16, path: &str) -> Result<String, String> {
     let ask = || -> std::io::Result<String> {
