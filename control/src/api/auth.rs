@@ -131,7 +131,8 @@ impl Caller {
         if self.limits.as_ref().is_some_and(|limits| !limits.machines.is_empty()) {
             return None;
         }
-        let mine = self.me.admin.then_some(self.came);
+        // A signed token is for its account and nothing that its key's owner is besides.
+        let mine = (self.me.admin && self.limits.is_none()).then_some(self.came);
         let theirs = self.account.admin.then_some(self.standing);
         mine.max(theirs)
     }
