@@ -137,6 +137,11 @@ impl Caller {
         mine.max(theirs)
     }
 
+    /// The account that asks, and not merely somebody with a part of what it may: may change what it is elsewhere.
+    pub fn is_themselves(&self) -> bool {
+        self.limits.is_none() && self.came.may_administer()
+    }
+
     /// May look at the fleet: hosts, everybody's moves.
     pub fn sees_fleet(&self) -> bool {
         self.fleet_standing().is_some()
