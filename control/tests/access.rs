@@ -174,6 +174,10 @@ async fn each_role_may_what_it_may_and_is_told_who_may_more() {
         "owns itself",
     )
     .await;
+    // Whoever came with a part of what their account may does not decide for it.
+    let lesser = people.client("bob", &[(api::ROLE_HEADER, "operator"), (api::ACT_FOR_HEADER, "team")]);
+    refused(&lesser, Method::DELETE, "/v1/account/members/bob", Value::Null, 403, "may not remove members")
+        .await;
     // Whoever wants to leave may, and is out at once.
     ask(&bob, Method::DELETE, "/v1/account/members/bob", Value::Null).await.unwrap();
     refused(&bob, Method::GET, "/v1/machines", Value::Null, 403, "no member").await;

@@ -159,6 +159,7 @@ async fn a_token_that_a_key_signed_is_good_while_the_key_is_in_the_account() {
     people.member("team", "ann", "operator").await;
     let who: api::WhoAmI = of_team.get("/v1/whoami").await.unwrap();
     assert_eq!((who.me.as_str(), who.account.as_str(), who.standing), ("ann", "team", Role::Operator.into()));
+    refused(&of_team, Method::GET, "/v1/hosts", Value::Null, 403, "account team may not see hosts").await;
     let elsewhere =
         of_team.with_header(HeaderName::from_static(api::ACT_FOR_HEADER), HeaderValue::from_static("ann"));
     refused(&elsewhere, Method::GET, "/v1/account", Value::Null, 403, "for account team only").await;
