@@ -98,7 +98,8 @@ driver = "overlay"
 runroot = "/run/containers/storage"
 graphroot = "/var/lib/containers/storage"
 CONFIG
-    printf '[network]\nnetwork_backend = "netavark"\n\n[engine]\nruntime = "crun"\n' >"$etc/containers.conf"
+    # Events in a file: in the journal they would stand between the lines of the programs.
+    printf '[network]\nnetwork_backend = "netavark"\n\n[engine]\nruntime = "crun"\nevents_logger = "file"\n' >"$etc/containers.conf"
     # Dockerfiles say `FROM node:22`; nobody is there to be asked from where.
     printf 'unqualified-search-registries = ["docker.io"]\nshort-name-mode = "permissive"\n' >"$etc/registries.conf.d/50-docker-hub.conf"
     # Its programs run as units of their own; who wants the API enables its socket.

@@ -6,7 +6,7 @@
 //!   releases/v7/        release.json, env.json (0600), app/ (the tree, built)
 //!   state.json          which release serves, and on which port: changed by one rename, read by the front
 //!   config.json         the variables of the next release (0600)
-//!   turn, claim         kernel locks (see turn)
+//!   turn, claim, sweep  kernel locks (see turn)
 //!   operations/ID/      what `deploy begin` started
 //! ```
 //!

@@ -45,18 +45,27 @@ pub struct Submodule {
 }
 
 impl Repository {
-    /// Opens it, making it at first use; configuration and hooks are written each time, since they belong to this program.
+    /// Opens it, making it at first use. Configuration and hooks belong to this program, and are written when it says something new.
     pub fn open(place: &Place) -> Result<Self> {
         place.make()?;
         let repository = Self { path: place.repository() };
+        // Two first pushes at once make one repository.
+        let lock = place.base().join("repository");
+        let lock = fs::File::create(&lock).with_context(|| format!("opening {}", lock.display()))?;
+        lock.lock().context("locking the repository's making")?;
         if !repository.path.join("HEAD").exists() {
             repository.make()?;
         }
-        for (name, value) in SETTINGS {
-            repository.git(&["config", name, value])?;
-        }
-        for hook in ["pre-receive", "post-receive"] {
-            write_hook(&repository.path.join("hooks").join(hook), &format!("{HOOK}{hook}\n"))?;
+        let made_for = repository.path.join("mashines");
+        let made = format!("{SETTINGS:?} {HOOK}");
+        if !fs::read_to_string(&made_for).is_ok_and(|text| text == made) {
+            for (name, value) in SETTINGS {
+                repository.git(&["config", name, value])?;
+            }
+            for hook in ["pre-receive", "post-receive"] {
+                write_hook(&repository.path.join("hooks").join(hook), &format!("{HOOK}{hook}\n"))?;
+            }
+            fs::write(&made_for, made).with_context(|| format!("writing {}", made_for.display()))?;
         }
         Ok(repository)
     }
@@ -193,9 +202,6 @@ fn submodule(entry: &str) -> Option<Submodule> {
 
 fn write_hook(path: &Path, text: &str) -> Result<()> {
     let what = || format!("writing {}", path.display());
-    if fs::read_to_string(path).is_ok_and(|existing| existing == text) {
-        return Ok(());
-    }
     let new = path.with_extension("new");
     fs::create_dir_all(path.parent().unwrap_or(path)).with_context(what)?;
     fs::write(&new, text).with_context(what)?;

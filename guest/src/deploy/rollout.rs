@@ -18,7 +18,7 @@ use super::release::{Release, Stage, State};
 use super::report::Report;
 use super::runner::{Activity, Runner, Unit};
 use super::watch::Watch;
-use super::{health, hint, turn};
+use super::{health, hint, run, turn};
 
 const POLL: Duration = Duration::from_millis(100);
 /// How long a release without a process that serves must run to count as started.
@@ -131,7 +131,7 @@ impl Rollout<'_> {
             }
             for unit in units {
                 if let Activity::Ended(why) = self.runner.activity(unit)? {
-                    return Err(self.failure("Start", unit, &format!("{}: {why}", unit.process)));
+                    return Err(self.failure(release, "Start", unit, &format!("{}: {why}", unit.process)));
                 }
             }
             let said = match (release.plan.serves(), self.skip_health) {
@@ -150,16 +150,24 @@ impl Rollout<'_> {
                 }
                 Err(why) if started.elapsed().as_secs() >= seconds => {
                     let Some(unit) = units.first() else { continue };
-                    return Err(self.failure("Health check", unit, &format!("{why}, for {seconds} s")));
+                    return Err(self.failure(
+                        release,
+                        "Health check",
+                        unit,
+                        &format!("{why}, for {seconds} s"),
+                    ));
                 }
                 Err(_) => sleep(POLL),
             }
         }
     }
 
-    fn failure(&self, phase: &str, unit: &Unit, what: &str) -> Failure {
-        let lines: Vec<String> =
-            self.runner.last_lines(unit, TAIL).iter().map(|line| super::report::clean(line)).collect();
+    fn failure(&self, release: &Release, phase: &str, unit: &Unit, what: &str) -> Failure {
+        let mut lines = self.runner.last_lines(unit, TAIL);
+        if release.plan.kind == Kind::Compose {
+            lines.extend(run::container_lines(TAIL));
+        }
+        let lines: Vec<String> = lines.iter().map(|line| super::report::clean(line)).collect();
         let hint = hint::of(&lines, None).unwrap_or(LISTEN).to_owned();
         Failure::Phase { phase: phase.to_owned(), what: what.to_owned(), lines, hint: Some(hint) }
     }

@@ -1,8 +1,11 @@
 //! What a unit runs: becomes the process of a release, with its variables and PORT.
 
 use std::ffi::OsString;
+use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use mashines_guest::Config;
@@ -17,6 +20,12 @@ use crate::agent::AGENT_CONFIG;
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// All releases of a compose file are one project, so that its volumes stay.
 const PROJECT: &str = "app";
+
+/// How often a container is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// How often all containers of a compose file are: that takes podman itself.
+const SELDOM: Duration = Duration::from_secs(15);
 
 /// The variables of a release: the machine's own, the configured ones, and what we tell it.
 pub fn environment(place: &Place, release: &Release) -> Result<Env> {
@@ -38,16 +47,69 @@ pub fn run(place: &Place, name: &str) -> Result<()> {
         return static_files::serve(&app.join(&release.plan.folder), release.port);
     }
     let (program, arguments) = command(&unit, &release, &env)?;
-    let error = Command::new(&program)
-        .args(arguments)
-        .current_dir(&app)
-        .env_clear()
-        .env("PATH", PATH)
-        .env("HOME", phase::home())
-        .env("LANG", "C.UTF-8")
-        .envs(env)
-        .exec();
-    Err(error).with_context(|| format!("starting {}", program.to_string_lossy()))
+    let mut command = Command::new(&program);
+    command.args(arguments).current_dir(&app).env_clear().env("PATH", PATH).env("HOME", phase::home());
+    command.env("LANG", "C.UTF-8").envs(env);
+    match release.plan.kind {
+        Kind::Dockerfile => contain(&mut command, &release),
+        Kind::Compose => compose(&mut command),
+        Kind::Run | Kind::Procfile | Kind::Static => Err(command.exec().into()),
+    }
+    .with_context(|| format!("starting {}", program.to_string_lossy()))
+}
+
+/// Starts the container and waits for its end. Not podman itself: it would stay beside each container with 50 MiB, and look four
+/// times a second.
+fn contain(podman: &mut Command, release: &Release) -> Result<()> {
+    let status = podman.stdin(Stdio::null()).status().context("starting podman")?;
+    if !status.success() {
+        bail!("podman could not start the container ({status})");
+    }
+    let path = monitor(release);
+    let pid = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    let name = format!("/proc/{}/comm", pid.trim());
+    while fs::read_to_string(&name).is_ok_and(|name| name.trim() == "conmon") {
+        thread::sleep(LOOK);
+    }
+    bail!("the container ended")
+}
+
+/// Starts the containers and looks, seldom, whether any of them runs.
+fn compose(command: &mut Command) -> Result<()> {
+    let status = command.stdin(Stdio::null()).status()?;
+    if !status.success() {
+        bail!("podman-compose could not start the containers ({status})");
+    }
+    while !of_project(&["ps", "--quiet"]).is_empty() {
+        thread::sleep(SELDOM);
+    }
+    bail!("all containers ended")
+}
+
+/// What podman says about the project's containers, line by line.
+fn of_project(words: &[&str]) -> Vec<String> {
+    let filter = format!("label=io.podman.compose.project={PROJECT}");
+    let output = Command::new("podman").args(words).args(["--filter", &filter]).stdin(Stdio::null()).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+/// The last lines of each container of a compose file: podman has them, and not the unit.
+pub fn container_lines(count: usize) -> Vec<String> {
+    let names = of_project(&["ps", "--all", "--format", "{{.Names}}"]);
+    let lines = |name: &String| {
+        let words = ["logs", "--tail", &count.to_string(), name];
+        let output = Command::new("podman").args(words).stdin(Stdio::null()).output();
+        let text = output.map(|output| [output.stdout, output.stderr].concat()).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        text.lines().map(|line| format!("{name}: {line}")).collect::<Vec<_>>()
+    };
+    names.iter().flat_map(lines).collect()
+}
+
+/// Where podman leaves the process id of the container's monitor.
+fn monitor(release: &Release) -> String {
+    format!("/run/mashines/{}.pid", container(release))
 }
 
 /// `deploy ended v7-web`: takes away what a unit of containers leaves behind when it was killed.
@@ -91,7 +153,7 @@ fn command(unit: &Unit, release: &Release, env: &Env) -> Result<(OsString, Vec<S
         }
         Kind::Dockerfile => ("podman".into(), podman_run(release, env)),
         Kind::Compose => {
-            let words = ["-p", PROJECT, "-f", &plan.file, "up", "--no-build"];
+            let words = ["-p", PROJECT, "-f", &plan.file, "up", "--detach", "--no-build"];
             ("podman-compose".into(), words.map(str::to_owned).to_vec())
         }
         Kind::Static => bail!("files are served by this program itself"),
@@ -113,6 +175,9 @@ fn podman_run(release: &Release, env: &Env) -> Vec<String> {
         &container(release),
         "--cgroups=split",
         "--log-driver=passthrough",
+        "--detach",
+        "--conmon-pidfile",
+        &monitor(release),
     ]
     .map(str::to_owned)
     .to_vec();
@@ -203,7 +268,7 @@ mod tests {
         let (program, words) = command(&unit, &release, &Env::new()).unwrap();
         assert_eq!(
             (program.to_str(), words.join(" ").as_str()),
-            (Some("podman-compose"), "-p app -f compose.yaml up --no-build")
+            (Some("podman-compose"), "-p app -f compose.yaml up --detach --no-build")
         );
     }
 }

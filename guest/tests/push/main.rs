@@ -484,6 +484,31 @@ fn only_so_many_releases_are_kept() {
 }
 
 #[test]
+fn a_hold_counts_only_while_somebody_replaces() {
+    let machine = Machine::new();
+    machine.commit("one", &[("index.html", "one")]);
+    machine.push(&["main"]).accepted();
+    // As a replacement that was killed in its middle leaves it.
+    let state = machine.base().join("state.json");
+    let text = fs::read_to_string(&state).unwrap().replace("\"hold\": false", "\"hold\": true");
+    assert!(text.contains("\"hold\": true"), "{text}");
+    fs::write(machine.path("state"), text).unwrap();
+    fs::rename(machine.path("state"), &state).unwrap();
+    assert_eq!(machine.get("/").unwrap(), "one");
+}
+
+#[test]
+fn two_first_pushes_at_once_make_one_repository() {
+    let machine = Machine::new();
+    machine.commit("one", &[("index.html", "one")]);
+    let (first, second) =
+        (machine.begin_push(&["main"]), machine.begin_push(&["main:stored", "-o", "no-deploy"]));
+    second.end().accepted();
+    first.end().accepted();
+    assert_eq!(machine.at("refs/heads/main"), machine.at("refs/heads/stored"));
+}
+
+#[test]
 fn a_front_that_is_killed_serves_again_what_was_live() {
     let machine = Machine::new();
     machine.commit("one", &[PROCFILE, ("server.py", SERVER)]);

@@ -78,8 +78,12 @@ impl Runner for Systemd {
         if names.is_empty() {
             return Ok(());
         }
-        let words: Vec<&str> = std::iter::once("stop").chain(names.iter().map(String::as_str)).collect();
-        systemctl(&words).map(drop)
+        let all =
+            |verb| -> Vec<&str> { std::iter::once(verb).chain(names.iter().map(String::as_str)).collect() };
+        systemctl(&all("stop"))?;
+        // A program that SIGTERM ends with an exit code of its own would be listed as failed. One that is not loaded is no matter.
+        let _ = systemctl(&all("reset-failed"));
+        Ok(())
     }
 
     fn running(&self) -> Result<Vec<Unit>> {
