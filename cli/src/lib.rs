@@ -16,6 +16,7 @@
 
 pub mod client;
 pub mod commands;
+pub mod deployment;
 pub mod doors;
 pub mod error;
 pub mod figures;

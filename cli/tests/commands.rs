@@ -180,6 +180,60 @@ async fn exec_ends_with_the_remote_code_and_255_for_the_way_there() {
 }
 
 #[tokio::test]
+async fn releases_are_a_table_or_a_document() {
+    let fleet = Fleet::start().await;
+    fleet.fake.lock().machines = vec![machine("web", MachineState::Started)];
+    let (code, out, err) = fleet.lobby("releases web").await;
+    assert_eq!(code, 0, "{err}");
+    assert!(out.starts_with("RELEASE  STATE  COMMIT ") && out.contains("v2       live   0123456"), "{out}");
+    let (_, out, _) = fleet.lobby("releases web --json").await;
+    assert_eq!(document(&out)["releases"][0]["state"], "live");
+}
+
+#[tokio::test]
+async fn an_operation_streams_what_it_says_and_ends_with_what_serves() {
+    let fleet = Fleet::start().await;
+    fleet.fake.lock().machines = vec![machine("web", MachineState::Started)];
+    let (code, out, err) = fleet.lobby("redeploy web").await;
+    assert_eq!(
+        (code, out.as_str(), err.as_str()),
+        (0, "web serves v2: say hello\n", "-----> Building\n       made\n")
+    );
+    assert_eq!(fleet.fake.lock().ordered["ask"], "redeploy");
+    let (code, out, _) = fleet.lobby("rollback web v1 --json").await;
+    assert_eq!((code, &document(&out)["version"]), (0, &json!(2)));
+    assert_eq!(fleet.fake.lock().ordered["to"], 1);
+    fleet.fake.lock().operation_fails = Some("Build: `make` ended with exit code 2".to_owned());
+    let (code, out, err) = fleet.lobby("redeploy web --json").await;
+    assert_eq!((code, &document(&out)["code"]), (1, &json!("failed")));
+    assert!(
+        err.contains("cannot redeploy `web`: Build: `make`") && err.contains("next: mashines releases web"),
+        "{err}"
+    );
+}
+
+#[tokio::test]
+async fn config_lists_sets_and_unsets() {
+    let fleet = Fleet::start().await;
+    fleet.fake.lock().machines = vec![machine("web", MachineState::Started)];
+    assert_eq!(fleet.lobby("config web").await.1, "GREETING='hello you'\n");
+    assert_eq!(document(&fleet.lobby("config web ls --json").await.1)["env"]["GREETING"], "hello you");
+    let (code, out, err) = fleet.lobby("config web set A=b 'C=d e'").await;
+    assert_eq!((code, out.as_str()), (0, "web serves v2: say hello\n"), "{err}");
+    assert_eq!(fleet.fake.lock().ordered["set"], json!({"A": "b", "C": "d e"}));
+    fleet.lobby("config web unset A").await;
+    assert_eq!(fleet.fake.lock().ordered["unset"], json!(["A"]));
+    for (line, word) in [
+        ("config web set PORT=1", "app_port"),
+        ("config web set A", "KEY=VALUE"),
+        ("config web unset 2A", "2A"),
+    ] {
+        let (code, _, err) = fleet.lobby(line).await;
+        assert!(code == 2 && err.contains(word), "{line}: {code} {err}");
+    }
+}
+
+#[tokio::test]
 async fn migrate_follows_the_move_and_reports_what_it_cost() {
     let fleet = Fleet::start().await;
     fleet.fake.lock().machines = vec![machine("web", MachineState::Started)];

@@ -1,5 +1,6 @@
-//! Inside the machine: what the host tells a guest ([`config`]), how the telling travels ([`cpio`]), and what the
-//! host can ask the agent ([`protocol`]). The binary `mashines-guest` is the other end of all three.
+//! Inside the machine: what the host tells a guest ([`config`]), how the telling travels ([`cpio`]), what the
+//! host can ask the agent ([`protocol`]), and what people ask about releases ([`deployment`]). The binary `mashines-guest` is the
+//! other end of all four.
 //!
 //! ```text
 //! host: Config ──config_archive──▶ a second cpio archive behind the image's initrd
@@ -9,6 +10,7 @@
 
 pub mod config;
 pub mod cpio;
+pub mod deployment;
 pub mod protocol;
 
 pub use config::Config;

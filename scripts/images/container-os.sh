@@ -1,4 +1,4 @@
-# Recipe: Debian 12 with systemd and sshd, for machines that people log in to. Sourced by scripts/images/build.
+# Recipe: Debian 12 with systemd and sshd, git and podman, for machines that people log in to and push to. Sourced by scripts/images/build.
 #
 # Nothing of ours is inside: init and agent come with the initrd. No host keys, no machine id, no password.
 # shellcheck shell=bash disable=SC2034,SC2154
@@ -6,6 +6,8 @@
 container_os_size=3G
 container_os_packages=systemd,systemd-sysv,dbus,udev,openssh-server,openssh-sftp-server,git,iproute2,iputils-ping
 container_os_packages+=,ca-certificates,procps,curl,e2fsprogs,rsync,fio,python3-minimal,less,nano-tiny,kmod,netcat-openbsd
+# What a push builds and runs with. aardvark-dns: the services of a compose file find each other by name. iptables: netavark's.
+container_os_packages+=,podman,crun,podman-compose,netavark,aardvark-dns,iptables,catatonit
 
 # Units that a machine of one purpose does not need, or that wait for something it does not have: each costs boot time.
 container_os_masked=(
@@ -17,6 +19,7 @@ container_os_masked=(
     systemd-hwdb-update.service systemd-ask-password-wall.path systemd-ask-password-console.path
     sys-kernel-debug.mount sys-kernel-tracing.mount dev-hugepages.mount dev-mqueue.mount
     modprobe@.service kmod-static-nodes.service systemd-fsck-root.service systemd-remount-fs.service rsync.service
+    podman-auto-update.timer podman-restart.service
 )
 
 # Generators for what a machine of ours cannot have: encrypted or automatic partitions, hibernation, consoles to log in on.
@@ -31,6 +34,7 @@ configure_container_os() {
     forget_identity "$root"
     quicken_boot "$root"
     configure_sshd "$root"
+    configure_podman "$root"
 }
 
 forget_identity() {
@@ -83,4 +87,20 @@ Before=shutdown.target
 ExecStartPre=
 CONFIG
     sed -i '/pam_motd\|pam_mail/d' "$root/etc/pam.d/sshd"
+}
+
+configure_podman() {
+    local root=$1 etc=$1/etc/containers
+    mkdir -p "$etc/registries.conf.d"
+    cat >"$etc/storage.conf" <<'CONFIG'
+[storage]
+driver = "overlay"
+runroot = "/run/containers/storage"
+graphroot = "/var/lib/containers/storage"
+CONFIG
+    printf '[network]\nnetwork_backend = "netavark"\n\n[engine]\nruntime = "crun"\n' >"$etc/containers.conf"
+    # Dockerfiles say `FROM node:22`; nobody is there to be asked from where.
+    printf 'unqualified-search-registries = ["docker.io"]\nshort-name-mode = "permissive"\n' >"$etc/registries.conf.d/50-docker-hub.conf"
+    # Its programs run as units of their own; who wants the API enables its socket.
+    rm -f "$root"/etc/systemd/system/sockets.target.wants/podman.socket "$root"/etc/systemd/system/{default,multi-user}.target.wants/podman.service
 }

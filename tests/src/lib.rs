@@ -14,6 +14,7 @@
 pub mod bench_guest;
 pub mod config;
 pub mod daemons;
+pub mod deploy;
 pub mod disk;
 pub mod figures;
 pub mod guest;

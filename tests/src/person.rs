@@ -121,6 +121,16 @@ impl Person {
         run(command.arg("-6").arg("-q").arg("-F").arg(&self.config).args([from, to])).map(drop)
     }
 
+    /// The fleet's domain.
+    pub fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    /// How other programs run ssh as this person.
+    pub fn ssh_command(&self) -> String {
+        format!("ssh -4 -F {}", self.config.display())
+    }
+
     /// `sftp` without a destination yet.
     pub fn sftp(&self) -> Command {
         let mut command = self.topology.command(Place::Client, "sftp");

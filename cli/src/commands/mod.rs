@@ -2,6 +2,7 @@
 
 mod ca;
 mod completions;
+mod config;
 mod cordon;
 mod cp;
 mod doctor;
@@ -19,8 +20,11 @@ mod ls;
 mod members;
 mod migrate;
 mod migrations;
+mod redeploy;
+mod releases;
 mod restart;
 mod rm;
+mod rollback;
 mod share;
 mod show;
 mod sign_up;
@@ -39,13 +43,14 @@ use std::path::{Path, PathBuf};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use mashines_fleet::api::Machine;
 use mashines_fleet::id::AppName;
+use mashines_guest::deployment::ReleaseView;
 use serde::Serialize;
 
 use crate::client::Client;
 use crate::error::{CliError, Exit};
 use crate::session::{Place, Session};
 use crate::ssh::Via;
-use crate::{https, settings, ssh};
+use crate::{https, settings, ssh, text};
 
 /// Machines with their own kernel, address and name, that move between hosts while they run.
 #[derive(Parser)]
@@ -102,6 +107,14 @@ enum Command {
     Migrations(migrations::Args),
     /// Print a machine's console
     Logs(logs::Args),
+    /// List what `git push` deployed in a machine
+    Releases(releases::Args),
+    /// Serve a former release again, without a build
+    Rollback(rollback::Args),
+    /// Build and deploy the pushed commit anew
+    Redeploy(redeploy::Args),
+    /// List, set and unset the variables of a machine's releases
+    Config(config::Args),
     /// List, make and remove volumes
     Volumes(volumes::Args),
     /// List the hosts
@@ -260,6 +273,10 @@ async fn dispatch(command: Command, context: &mut Context<'_>) -> Result<Exit, C
         Command::Migrate(args) => migrate::run(args, context).await,
         Command::Migrations(args) => migrations::run(args, context).await,
         Command::Logs(args) => logs::run(args, context).await,
+        Command::Releases(args) => releases::run(args, context).await,
+        Command::Rollback(args) => rollback::run(args, context).await,
+        Command::Redeploy(args) => redeploy::run(args, context).await,
+        Command::Config(args) => config::run(args, context).await,
         Command::Volumes(args) => volumes::run(args, context).await,
         Command::Hosts(args) => hosts::run(args, context).await,
         Command::Drain(args) => drain::run(args, context).await,
@@ -324,6 +341,15 @@ impl Context<'_> {
     async fn settled(&mut self, machine: Machine, told: &str) -> Result<Exit, CliError> {
         let text = format!("{} {told}\n", machine.slug);
         self.answer(&machine, &text).await
+    }
+
+    /// The answer of a command after which a release serves: that release, or one sentence.
+    async fn serves(&mut self, live: Option<ReleaseView>, machine: &Machine) -> Result<Exit, CliError> {
+        let text = live.as_ref().map_or_else(
+            || format!("{}: nothing changed\n", machine.slug),
+            |live| format!("{} serves v{}: {}\n", machine.slug, live.version, text::printable(&live.subject)),
+        );
+        self.answer(&live, &text).await
     }
 
     /// Asks before something that cannot be undone; `yes` is the line that does it unasked.

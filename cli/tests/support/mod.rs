@@ -39,6 +39,9 @@ pub struct Inner {
     pub canned: std::collections::BTreeMap<String, Value>,
     /// How the next migration ends.
     pub migration_ends: Option<(MigrationStep, String)>,
+    /// What the agent was last told to begin, and how that ends.
+    pub ordered: Value,
+    pub operation_fails: Option<String>,
     /// Machines that start end here instead.
     pub boot_ends: Option<(MachineState, String)>,
 }
@@ -345,6 +348,10 @@ async fn remove(State(fake): State<Fake>, Path((_, id)): Path<(String, String)>)
 
 async fn exec(State(fake): State<Fake>, Json(body): Json<api::Exec>) -> Outcome<api::ExecAnswer> {
     fake.lock().asked.push(("exec".to_owned(), serde_json::to_value(&body).unwrap()));
+    let words: Vec<&str> = body.command.iter().map(String::as_str).collect();
+    if let Some(("/run/mashines/agent", words)) = words.split_first().map(|(first, rest)| (*first, rest)) {
+        return Ok(Json(agent(&fake, words, body.stdin.as_deref())));
+    }
     match body.command.first().map(String::as_str) {
         Some("false") => Ok(Json(api::ExecAnswer { exit_code: 7, ..Default::default() })),
         Some("echo") => Ok(Json(api::ExecAnswer {
@@ -354,6 +361,32 @@ async fn exec(State(fake): State<Fake>, Json(body): Json<api::Exec>) -> Outcome<
         })),
         _ => Err(refuse(StatusCode::CONFLICT, "machine `web` is stopped; start it with: mashines start web")),
     }
+}
+
+/// The agent of a machine with one release, whose operations take three looks.
+fn agent(fake: &Fake, words: &[&str], stdin: Option<&str>) -> api::ExecAnswer {
+    let mut inner = fake.lock();
+    let release = json!({"version": 2, "commit": "0123456789abcdef", "subject": "say hello", "by": "alice",
+        "at_ms": 1000, "kind": "procfile", "state": "live"});
+    let answer = match words {
+        ["deploy", "releases", "--json"] => json!({"releases": [release], "port": 80}),
+        ["deploy", "config", "--json"] => json!({"env": {"GREETING": "hello you"}}),
+        ["deploy", "begin"] => {
+            inner.ordered = serde_json::from_str(stdin.unwrap()).unwrap();
+            json!({"operation": "17-4"})
+        }
+        ["deploy", "follow", "17-4", "0"] => json!({"text": "-----> Building\n", "offset": 16}),
+        ["deploy", "follow", "17-4", "16"] => json!({"text": "       made\n", "offset": 28}),
+        ["deploy", "follow", "17-4", "28"] => match inner.operation_fails.clone() {
+            Some(error) => json!({"text": "", "offset": 28, "ended": {"error": error}}),
+            None => json!({"text": "", "offset": 28, "ended": {"live": 2}}),
+        },
+        _ => {
+            let stderr = format!("an older agent does not know {words:?}");
+            return api::ExecAnswer { exit_code: 2, stderr, ..Default::default() };
+        }
+    };
+    api::ExecAnswer { stdout: format!("{answer}\n"), ..Default::default() }
 }
 
 async fn logs(State(fake): State<Fake>) -> Json<api::Logs> {

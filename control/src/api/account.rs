@@ -22,7 +22,9 @@ pub async fn show(State(control): State<Control>, caller: Caller) -> Answer<Acco
 pub async fn whoami(State(control): State<Control>, caller: Caller) -> Answer<WhoAmI> {
     let view = control.view();
     let me = &caller.me.id;
-    let acts_for = view.accounts.values().filter_map(|account| {
+    // A lesser token acts for its own account only.
+    let whole = caller.limits().is_none();
+    let acts_for = view.accounts.values().filter(|_| whole).filter_map(|account| {
         let role = account.members.get(me)?;
         Some(Member { account: account.id.clone(), role: *role })
     });

@@ -131,9 +131,15 @@ impl Caller {
         if self.limits.as_ref().is_some_and(|limits| !limits.machines.is_empty()) {
             return None;
         }
-        let mine = self.me.admin.then_some(self.came);
+        // A signed token is for its account and nothing that its key's owner is besides.
+        let mine = (self.me.admin && self.limits.is_none()).then_some(self.came);
         let theirs = self.account.admin.then_some(self.standing);
         mine.max(theirs)
+    }
+
+    /// The account that asks, and not merely somebody with a part of what it may: may change what it is elsewhere.
+    pub fn is_themselves(&self) -> bool {
+        self.limits.is_none() && self.came.may_administer()
     }
 
     /// May look at the fleet: hosts, everybody's moves.

@@ -91,7 +91,7 @@ pub async fn remove(
             return Err(Failure::not_found(format!("{name:?} is no member of account {}{hint}", account.id)));
         };
         // Whoever wants to leave may.
-        if id != caller.me.id {
+        if id != caller.me.id || !caller.is_themselves() {
             caller.must(to_give(role), &format!("remove members that are {role}"))?;
         }
         account.members.remove(&id);

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use mashines_fleet::api;
 use mashines_fleet::record::MigrationStep;
 use mashines_tests::daemons::{DOMAIN, ECHO, Fleet};
+use mashines_tests::deploy::{Checkout, Requests, get, pushed};
 use mashines_tests::netns::Place;
 use mashines_tests::person::{Door, Person};
 use mashines_tests::run::{run, wait_for};
@@ -23,19 +24,20 @@ const FORWARDED: u16 = 9007;
 
 #[test]
 fn people_come_in_share_wake_and_stay_through_moves() -> Result<()> {
-    let fleet = Fleet::up("doors", &mut |step| eprintln!("{step}"))?;
+    let fleet = Fleet::up("people", &mut |step| eprintln!("{step}"))?;
     let words = ["launch", "--name", SLUG, "--memory", "512M", "--autostart", "--wait"];
     let machine: api::Machine = fleet.ask(&words)?;
     eprintln!("launched at {}", machine.ipv6);
     a_newcomer_signs_up_and_is_let_in(&fleet)?;
     an_address_and_a_key_name_the_machine(&fleet)?;
     sessions_live_on_through_moves(&fleet)?;
+    pushes_replace_what_runs(&fleet, &machine)?;
     whoever_comes_starts_it(&fleet)
 }
 
 /// Another person, whom nobody knows, makes an account by coming to the lobby; then a machine is shared with it.
 fn a_newcomer_signs_up_and_is_let_in(fleet: &Fleet) -> Result<()> {
-    let directory = std::env::temp_dir().join("mashines-doors-bob");
+    let directory = std::env::temp_dir().join("mashines-people-bob");
     let _none = std::fs::remove_dir_all(&directory);
     let bob = Person::new(&fleet.topology, &directory, DOMAIN)?;
     let known: serde_json::Value = fleet.ask(&["known-hosts"])?;
@@ -79,6 +81,10 @@ fn sessions_live_on_through_moves(fleet: &Fleet) -> Result<()> {
         Stream::start(&fleet.topology, Place::Client, echo, Duration::from_millis(50))
     })?;
     let upload = Upload::begin(fleet)?;
+    let checkout = Checkout::new(&fleet.topology, &fleet.person, "people")?;
+    let slow = "build = \"for i in $(seq 60); do echo step $i; sleep 1; done\"\nstatic = \"public\"\n";
+    checkout.commit(&[("mashine.toml", slow), ("public/index.html", "first\n")])?;
+    let push = checkout.push(SLUG)?;
     for number in 1..=moves {
         let begun = Instant::now();
         let migration = fleet.migrate(SLUG)?;
@@ -86,6 +92,8 @@ fn sessions_live_on_through_moves(fleet: &Fleet) -> Result<()> {
         eprintln!("move {number}: {:.1} s", begun.elapsed().as_secs_f64());
     }
     upload.end(fleet)?;
+    let (accepted, told) = pushed(push)?;
+    ensure!(accepted && told.contains("step 60"), "the push through the moves: {told}");
     let report = stream.finish().context("the stream through the forwarded port")?;
     eprintln!("forwarded: {} blocks, longest silence {:?}", report.blocks, report.largest_gap);
     session.line(Duration::from_secs(5))?;
@@ -94,6 +102,43 @@ fn sessions_live_on_through_moves(fleet: &Fleet) -> Result<()> {
         ensure!(line == format!("tick {number}"), "tick {number} was {line:?}");
     }
     ensure!(session.alive(), "the session ended");
+    Ok(())
+}
+
+/// A push replaces what runs without a failed request, one that does not build changes nothing, and a rollback brings back what was.
+fn pushes_replace_what_runs(fleet: &Fleet, machine: &api::Machine) -> Result<()> {
+    let url = format!("http://[{}]/", machine.ipv6);
+    let serves = |wanted: &str| {
+        let seen = get(&fleet.topology, &url)?;
+        ensure!(seen == wanted, "{url} is {seen:?}, not {wanted:?}");
+        Ok(())
+    };
+    serves("first\n")?;
+    let checkout = Checkout::new(&fleet.topology, &fleet.person, "people-second")?;
+    let requests = Requests::begin(&fleet.topology, &url);
+    checkout.commit(&[("index.html", "second\n")])?;
+    let (accepted, told) = pushed(checkout.force_push(SLUG)?)?;
+    ensure!(accepted, "{told}");
+    serves("second\n")?;
+    let answered = requests.end()?;
+    eprintln!("{answered} requests were answered through the switch-over");
+    checkout.commit(&[("mashine.toml", "build = \"echo compiling; false\"\nstatic = \".\"\n")])?;
+    let (accepted, told) = pushed(checkout.push(SLUG)?)?;
+    ensure!(!accepted && told.contains("compiling"), "a build that fails: {told}");
+    serves("second\n")?;
+    let _: serde_json::Value = fleet.ask(&["rollback", SLUG])?;
+    serves("first\n")?;
+    let fresh = "new-finch";
+    let pages = Checkout::new(&fleet.topology, &fleet.person, "people-fresh")?;
+    pages.commit(&[("index.html", "fresh\n")])?;
+    let (accepted, told) = pushed(pages.push(fresh)?)?;
+    ensure!(accepted && told.contains("it is being made"), "a push to a name that is not there: {told}");
+    let made: api::Machine = fleet.ask(&["show", fresh])?;
+    ensure!(
+        get(&fleet.topology, &format!("http://[{}]/", made.ipv6))? == "fresh\n",
+        "{fresh} serves something else"
+    );
+    let _: serde_json::Value = fleet.ask(&["rm", fresh, "--yes", "--force"])?;
     Ok(())
 }
 
@@ -123,7 +168,7 @@ const UPLOADED: &str = "/var/tmp/uploaded";
 
 impl Upload {
     fn begin(fleet: &Fleet) -> Result<Self> {
-        let file = std::env::temp_dir().join("mashines-doors-upload");
+        let file = std::env::temp_dir().join("mashines-people-upload");
         run(fleet.topology.command(Place::Client, "dd").args([
             "if=/dev/urandom",
             &format!("of={}", file.display()),

@@ -1,0 +1,209 @@
+//! What a unit runs: becomes the process of a release, with its variables and PORT.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, anyhow, bail};
+use mashines_guest::Config;
+
+use super::place::{Place, read_json};
+use super::plan::Kind;
+use super::release::{Env, Release};
+use super::runner::Unit;
+use super::{phase, static_files};
+use crate::agent::AGENT_CONFIG;
+
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// All releases of a compose file are one project, so that its volumes stay.
+const PROJECT: &str = "app";
+
+/// The variables of a release: the machine's own, the configured ones, and what we tell it.
+pub fn environment(place: &Place, release: &Release) -> Result<Env> {
+    let machine: Option<Config> = read_json(AGENT_CONFIG.as_ref()).unwrap_or_default();
+    let mut env = machine.map(|config| config.env).unwrap_or_default();
+    env.extend(release.env(place)?);
+    env.insert("PORT".to_owned(), release.port.to_string());
+    env.insert("MASHINES_RELEASE".to_owned(), format!("v{}", release.version));
+    env.insert("MASHINES_COMMIT".to_owned(), release.commit.clone());
+    Ok(env)
+}
+
+/// `deploy run v7-web`: does not return while it runs.
+pub fn run(place: &Place, name: &str) -> Result<()> {
+    let (unit, release) = find(place, name)?;
+    let env = environment(place, &release)?;
+    let app = place.app(release.build);
+    if release.plan.kind == Kind::Static {
+        return static_files::serve(&app.join(&release.plan.folder), release.port);
+    }
+    let (program, arguments) = command(&unit, &release, &env)?;
+    let error = Command::new(&program)
+        .args(arguments)
+        .current_dir(&app)
+        .env_clear()
+        .env("PATH", PATH)
+        .env("HOME", phase::home())
+        .env("LANG", "C.UTF-8")
+        .envs(env)
+        .exec();
+    Err(error).with_context(|| format!("starting {}", program.to_string_lossy()))
+}
+
+/// `deploy ended v7-web`: takes away what a unit of containers leaves behind when it was killed.
+pub fn ended(place: &Place, name: &str) -> Result<()> {
+    let (_, release) = find(place, name)?;
+    let run = |program: &str, arguments: &[&str]| {
+        // What is not there needs no removal.
+        let _ = Command::new(program)
+            .args(arguments)
+            .current_dir(place.app(release.build))
+            .env("PORT", release.port.to_string())
+            .stdin(Stdio::null())
+            .output();
+    };
+    match release.plan.kind {
+        Kind::Dockerfile => {
+            run("podman", &["rm", "--force", "--ignore", "--time", "5", &container(&release)])
+        }
+        Kind::Compose => run("podman-compose", &["-p", PROJECT, "-f", &release.plan.file, "down"]),
+        Kind::Run | Kind::Procfile | Kind::Static => {}
+    }
+    Ok(())
+}
+
+fn find(place: &Place, name: &str) -> Result<(Unit, Release)> {
+    let unit =
+        Unit::parse(name).ok_or_else(|| anyhow!("{name:?} is no process of a release: v7-web, say"))?;
+    let release = Release::load(place, unit.version)?
+        .ok_or_else(|| anyhow!("there is no release v{}", unit.version))?;
+    Ok((unit, release))
+}
+
+fn command(unit: &Unit, release: &Release, env: &Env) -> Result<(OsString, Vec<String>)> {
+    let plan = &release.plan;
+    Ok(match plan.kind {
+        Kind::Run | Kind::Procfile => {
+            let Some(line) = plan.processes.get(&unit.process) else {
+                bail!("release v{} has no process {}", release.version, unit.process)
+            };
+            ("/bin/sh".into(), vec!["-c".to_owned(), line.clone()])
+        }
+        Kind::Dockerfile => ("podman".into(), podman_run(release, env)),
+        Kind::Compose => {
+            let words = ["-p", PROJECT, "-f", &plan.file, "up", "--no-build"];
+            ("podman-compose".into(), words.map(str::to_owned).to_vec())
+        }
+        Kind::Static => bail!("files are served by this program itself"),
+    })
+}
+
+fn container(release: &Release) -> String {
+    format!("mashines-v{}", release.version)
+}
+
+/// In the machine's own network, IPv6 and all, unless the program has a port of its own. Values of variables stay out of the command
+/// line: `--env NAME` takes them from podman's environment.
+fn podman_run(release: &Release, env: &Env) -> Vec<String> {
+    let mut words: Vec<String> = [
+        "run",
+        "--rm",
+        "--replace",
+        "--name",
+        &container(release),
+        "--cgroups=split",
+        "--log-driver=passthrough",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    let mut port = release.port;
+    match release.plan.app_port {
+        None => words.push("--network=host".to_owned()),
+        Some(own) => {
+            words.push(format!("--publish=127.0.0.1:{}:{own}", release.port));
+            port = own;
+        }
+    }
+    words.push(format!("--env=PORT={port}"));
+    words.extend(env.keys().filter(|name| *name != "PORT").map(|name| format!("--env={name}")));
+    words.push(release.image());
+    words
+}
+
+/// The shell command by which a release's tree becomes something that runs; None: it is that already.
+pub fn build_command(release: &Release) -> Option<String> {
+    let plan = &release.plan;
+    match plan.kind {
+        // chroot: the build has its own PID namespace from us, and needs no OCI runtime nor a cgroup of its own.
+        Kind::Dockerfile => Some(format!(
+            "podman build --network=host --isolation=chroot --layers --tag {} --file {} .",
+            release.image(),
+            plan.file
+        )),
+        Kind::Compose => Some(format!("podman-compose -p {PROJECT} -f {} build", plan.file)),
+        Kind::Run | Kind::Procfile | Kind::Static => None,
+    }
+}
+
+/// Removes a build's image, if it has one.
+pub fn forget_image(release: &Release) {
+    if release.plan.kind == Kind::Dockerfile {
+        let _ = Command::new("podman")
+            .args(["image", "rm", "--force", &release.image()])
+            .stdin(Stdio::null())
+            .output();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::{Tree, recognise};
+    use super::super::release::begin;
+    use super::*;
+
+    struct File(&'static str, &'static str);
+    impl Tree for File {
+        fn read(&self, path: &str) -> Option<String> {
+            (path == self.0).then(|| self.1.to_owned())
+        }
+    }
+
+    fn release(file: &'static str, text: &'static str) -> Release {
+        Release { port: 20070, ..begin(7, "0123", recognise(&File(file, text)).unwrap()) }
+    }
+
+    #[test]
+    fn an_image_is_built_and_run_in_the_machines_network() {
+        let release = release("Dockerfile", "FROM x");
+        let built = build_command(&release).unwrap();
+        assert!(built.ends_with("--tag localhost/mashines:v7 --file Dockerfile ."), "{built}");
+        let env = Env::from([("SECRET".into(), "s3cret".into()), ("PORT".into(), "20070".into())]);
+        let words = podman_run(&release, &env).join(" ");
+        assert!(
+            words.contains("--network=host --env=PORT=20070 --env=SECRET localhost/mashines:v7"),
+            "{words}"
+        );
+        assert!(!words.contains("s3cret"), "{words}");
+    }
+
+    #[test]
+    fn a_port_of_its_own_is_published_on_the_given_one() {
+        let mut release = release("Dockerfile", "FROM x");
+        release.plan.app_port = Some(80);
+        let words = podman_run(&release, &Env::new()).join(" ");
+        assert!(words.contains("--publish=127.0.0.1:20070:80 --env=PORT=80"), "{words}");
+        assert!(!words.contains("network=host"), "{words}");
+    }
+
+    #[test]
+    fn a_compose_file_is_one_project_over_all_releases() {
+        let release = release("compose.yaml", "- \"${PORT}:80\"");
+        assert_eq!(build_command(&release).unwrap(), "podman-compose -p app -f compose.yaml build");
+        let unit = Unit { version: 7, process: "web".into() };
+        let (program, words) = command(&unit, &release, &Env::new()).unwrap();
+        assert_eq!(
+            (program.to_str(), words.join(" ").as_str()),
+            (Some("podman-compose"), "-p app -f compose.yaml up --no-build")
+        );
+    }
+}
