@@ -55,3 +55,15 @@ async fn silent_connections_do_not_keep_others_out_and_are_told_why_they_are_tur
     let output = finish(stage.ssh("ann", "web", "echo in"), b"").await;
     assert_eq!(output.text(), "in\n", "{output:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_speaks_no_ssh_or_an_old_one_is_not_kept() {
+    let stage = Stage::new().await;
+    for line in ["SSH-1.5-ancient\r\n", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", "SSH-2.0\r\n", "\0\0\0\x7f"] {
+        let mut stream = TcpStream::connect(stage.gateway).await.unwrap();
+        stream.write_all(line.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        assert!(until_closed(&mut stream).await.starts_with("SSH-2.0-mashines"), "{line:?}");
+    }
+    assert_eq!(finish(stage.ssh("ann", "web", "echo in"), b"").await.text(), "in\n");
+}

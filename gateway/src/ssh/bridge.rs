@@ -9,6 +9,7 @@
 //! side's window has room, so that a reader who stalls holds back exactly its own writer.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,7 +26,8 @@ use crate::upstream::Lease;
 /// How long a machine may take to confirm the end of a channel whose client has gone.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// How long the end of a machine's output waits for the exit status.
+/// How long the end of a machine's output waits for the exit status while the client may still have input for the command. Once it has
+/// none, nobody can be waiting for that end but to close the channel, and it waits for as long as it takes.
 const EXIT: Duration = Duration::from_secs(1);
 
 /// Extended data of this kind is standard error (RFC 4254 §5.2).
@@ -56,6 +58,8 @@ struct Between<'a> {
     passage: &'a Passage<'a>,
     /// The recording, once there is a terminal.
     tape: Mutex<Option<Tape>>,
+    /// The client has no more input.
+    client_ended: AtomicBool,
 }
 
 /// Joins a session.
@@ -68,7 +72,7 @@ pub async fn session(
 ) -> End {
     let (mut from_client, to_client) = channel.split();
     let (mut from_machine, to_machine) = machine.split();
-    let between = Between { passage, tape: Mutex::new(None) };
+    let between = Between { passage, tape: Mutex::new(None), client_ended: AtomicBool::new(false) };
     {
         let forth = between.forth(&mut from_client, held, &to_machine, &to_client, lease);
         let back = between.back(&mut from_machine, &to_client);
@@ -128,7 +132,10 @@ impl Between<'_> {
                     to.data_bytes(data).await?;
                 }
                 ChannelMsg::ExtendedData { data, ext } => to.extended_data_bytes(ext, data).await?,
-                ChannelMsg::Eof => to.eof().await?,
+                ChannelMsg::Eof => {
+                    self.client_ended.store(true, Ordering::Relaxed);
+                    to.eof().await?;
+                }
                 ChannelMsg::Close => return Ok(()),
                 // The client was told no already.
                 ChannelMsg::AgentForward { .. } if !visit.terms.agent => (),
@@ -243,7 +250,8 @@ impl Between<'_> {
         // end waits for the status, for as long as a process may take that has closed its output and is about to exit.
         let (mut exited, mut ended) = (false, false);
         loop {
-            let message = match timeout(if ended { EXIT } else { Duration::MAX }, from.wait()).await {
+            let held = ended && !self.client_ended.load(Ordering::Relaxed);
+            let message = match timeout(if held { EXIT } else { Duration::MAX }, from.wait()).await {
                 Ok(Some(message)) => message,
                 Ok(None) => return Ok(End::Broken),
                 Err(_late) => {
