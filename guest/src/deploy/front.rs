@@ -34,6 +34,8 @@ use super::turn;
 
 /// How long a connection waits for a release that accepts it.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a front may take to listen where it is told to.
+const LISTENS: Duration = Duration::from_secs(10);
 const TRY_AGAIN: Duration = Duration::from_millis(20);
 /// How long a connection of a release that drains rests after an answer before it is ended.
 const REST: Duration = Duration::from_secs(2);
@@ -276,6 +278,18 @@ pub fn bind(place: &Place, port: u16) -> Result<TcpListener> {
             .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))),
     };
     bound.with_context(|| format!("listening on port {port}"))
+}
+
+/// Waits a little until the front listens there: it has just been told, or started.
+pub fn listens(place: &Place, port: u16) -> bool {
+    let started = Instant::now();
+    while started.elapsed() < LISTENS {
+        if health::connect(place.test_listen.unwrap_or(port)).is_ok() {
+            return true;
+        }
+        thread::sleep(TRY_AGAIN);
+    }
+    false
 }
 
 /// One direction: what was read and not yet written.

@@ -19,8 +19,8 @@ use super::verdict::{Update, Verdict, is_null, judge};
 use super::watch::{Stopped, Watch};
 use super::work::{Cause, Work};
 
-/// The most that git passes of refs, in bytes.
-const MAX_INPUT: u64 = 1 << 20;
+/// The most that is read of refs, in bytes: some hundred thousand.
+const MAX_INPUT: u64 = 16 << 20;
 
 /// `pre-receive`: exit code 0 takes the push, 1 rejects it.
 pub fn pre_receive(place: &Place) -> Result<i32> {

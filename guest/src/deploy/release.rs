@@ -71,7 +71,7 @@ pub struct State {
     pub live: Option<u64>,
     /// The one before.
     pub former: Option<u64>,
-    /// Where the front listens.
+    /// Where the front listens; None: no process serves requests.
     pub listen: Option<u16>,
     /// Where it connects to; None: nothing serves requests.
     pub target: Option<u16>,
@@ -99,7 +99,7 @@ impl State {
         Self {
             live: Some(release.version),
             former,
-            listen: Some(release.plan.port),
+            listen: release.plan.serves().then_some(release.plan.port),
             target: release.plan.serves().then(|| release.plan.upstream(release.port)),
             hold: false,
             drain_seconds: release.plan.drain_seconds,

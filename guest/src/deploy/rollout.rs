@@ -18,7 +18,7 @@ use super::release::{Release, Stage, State};
 use super::report::Report;
 use super::runner::{Activity, Runner, Unit};
 use super::watch::Watch;
-use super::{health, hint, run, turn};
+use super::{front, health, hint, run, turn};
 
 const POLL: Duration = Duration::from_millis(100);
 /// How long a release without a process that serves must run to count as started.
@@ -53,6 +53,12 @@ impl Rollout<'_> {
             Some(_) | None => self.beside(live.as_ref(), release, &state, watch)?,
         }
         self.runner.ensure_front()?;
+        if release.plan.serves() && !front::listens(self.place, release.plan.port) {
+            self.report.trouble(&format!(
+                "nothing listens on port {} yet; journalctl -u mashines-front says why",
+                release.plan.port
+            ));
+        }
         Ok(())
     }
 

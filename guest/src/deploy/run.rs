@@ -74,16 +74,24 @@ fn contain(podman: &mut Command, release: &Release) -> Result<()> {
     bail!("the container ended")
 }
 
-/// Starts the containers and looks, seldom, whether any of them runs.
+/// Starts the containers and looks, seldom, whether any of them runs. podman-compose says which commands it runs, values of variables
+/// and all: that goes nowhere.
 fn compose(command: &mut Command) -> Result<()> {
-    let status = command.stdin(Stdio::null()).status()?;
-    if !status.success() {
-        bail!("podman-compose could not start the containers ({status})");
+    let output = command.stdin(Stdio::null()).output()?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        said.lines().filter(|line| !is_command(line)).for_each(|line| eprintln!("{line}"));
+        bail!("podman-compose could not start the containers ({})", output.status);
     }
     while !of_project(&["ps", "--quiet"]).is_empty() {
         thread::sleep(SELDOM);
     }
     bail!("all containers ended")
+}
+
+/// Whether podman-compose tells a command: `podman run -e NAME=VALUE …`, `['podman', …]`.
+fn is_command(line: &str) -> bool {
+    line.starts_with("podman ") || line.starts_with("['podman'")
 }
 
 /// What podman says about the project's containers, line by line.
@@ -258,6 +266,13 @@ mod tests {
         let words = podman_run(&release, &Env::new()).join(" ");
         assert!(words.contains("--publish=127.0.0.1:20070:80 --env=PORT=80"), "{words}");
         assert!(!words.contains("network=host"), "{words}");
+    }
+
+    #[test]
+    fn what_podman_compose_runs_is_not_repeated() {
+        assert!(is_command("podman run --name=app_web_1 -d -e SECRET=s3cret app_web"));
+        assert!(is_command("['podman', 'network', 'exists', 'app_default']"));
+        assert!(!is_command("Error: rootlessport listen tcp 0.0.0.0:8080: bind: address already in use"));
     }
 
     #[test]

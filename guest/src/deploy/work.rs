@@ -81,7 +81,7 @@ impl Work {
             Failure::plain("Recognition", why, Some("docs/deploy.md shows each kind with an example"))
         })?;
         let state = State::load(&self.place)?;
-        if state.listen != Some(plan.port) && front::bind(&self.place, plan.port).is_err() {
+        if plan.serves() && state.listen != Some(plan.port) && front::bind(&self.place, plan.port).is_err() {
             return Err(Failure::plain(
                 "Recognition",
                 format!("port {}, on which the machine serves, is in use by another program", plan.port),

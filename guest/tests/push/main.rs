@@ -58,6 +58,8 @@ fn a_first_push_deploys_and_can_be_cloned() {
     assert_eq!(machine.at("refs/heads/main"), Some(commit.clone()));
     machine.run(&["clone", "-q", "git@mashine.test:web", "../clone"]).accepted();
     assert_eq!(fs::read_to_string(machine.path("clone/index.html")).unwrap(), "<h1>one");
+    machine.run(&["archive", "--remote=git@mashine.test:web", "-o", "../site.tar", "main"]).accepted();
+    assert!(machine.path("site.tar").exists());
     let all = machine.ask(&["deploy", "releases", "--json"], "");
     let release = &all["releases"][0];
     assert_eq!((release["commit"].as_str(), release["by"].as_str()), (Some(commit.as_str()), Some("alice")));
@@ -288,18 +290,15 @@ fn a_newer_push_supersedes_a_running_build() {
 #[test]
 fn a_push_that_lost_the_race_for_the_ref_deploys_nothing() {
     let machine = Machine::new();
-    machine.commit(
-        "one",
-        &[("mashine.toml", "static = '.'\nbuild = 'echo begun; sleep 2'"), ("index.html", "one")],
-    );
-    let first = machine.begin_push(&["main"]);
-    first.until("begun");
-    // Past the point of no return of the first, the second finds another ref than it was told of.
-    machine.until("the first serves", || machine.releases().contains("v1 live") || machine.get("/").is_ok());
-    first.end().accepted();
-    machine.commit("two", &[("mashine.toml", "static = '.'"), ("index.html", "two")]);
-    machine.push(&["main"]).accepted().has(&["v2 is live"]);
-    assert_eq!(machine.get("/").unwrap(), "two");
+    let first = machine.commit("one", &[("index.html", "one")]);
+    machine.push(&["main"]).accepted();
+    // What git tells the hook of a client that saw the repository when it was empty.
+    let line = format!("{} {first} refs/heads/main\n", "0".repeat(40));
+    let output = machine.agent(&["deploy", "pre-receive"], &line);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("main has moved meanwhile: it is at") && text.contains("v1 serves on"), "{text}");
+    assert_eq!(machine.releases(), "v1 live");
 }
 
 #[test]
@@ -481,6 +480,26 @@ fn only_so_many_releases_are_kept() {
     });
     assert!(!machine.base().join("releases/v1").exists());
     assert!(machine.base().join("releases/v5/app").exists());
+}
+
+#[test]
+fn workers_alone_are_run_and_replaced() {
+    let machine = Machine::new();
+    machine.commit("one", &[("Procfile", "worker: exec sleep 951.5\n")]);
+    machine.push(&["main"]).accepted().has(&["runs: worker", "it runs", "v1 is live"]);
+    assert_eq!(processes_with("sleep 951.5").len(), 1);
+    assert!(machine.get("/").is_err());
+    machine.commit(
+        "two",
+        &[
+            ("Procfile", "worker: exec sleep 951.25\nweb: exec /usr/bin/python3 server.py\n"),
+            ("server.py", SERVER),
+        ],
+    );
+    machine.push(&["main"]).accepted().has(&["runs: web, worker", "v2 is live on port 80"]);
+    assert_eq!(machine.get("/").unwrap(), "v2");
+    machine.until("the old worker is gone", || processes_with("sleep 951.5").is_empty());
+    assert_eq!(processes_with("sleep 951.25").len(), 1);
 }
 
 #[test]
