@@ -80,20 +80,24 @@ fn sessions_live_on_through_moves(fleet: &Fleet) -> Result<()> {
     let stream = wait_for("the forwarded port", Duration::from_secs(20), Duration::from_millis(300), || {
         Stream::start(&fleet.topology, Place::Client, echo, Duration::from_millis(50))
     })?;
-    let upload = Upload::begin(fleet)?;
+    let mut upload = Upload::begin(fleet, moves)?;
     let checkout = Checkout::new(&fleet.topology, &fleet.person, "people")?;
-    let slow = "build = \"for i in $(seq 60); do echo step $i; sleep 1; done\"\nstatic = \"public\"\n";
+    // It builds for as long as nobody says that it is enough.
+    let slow = "build = \"until [ -e /tmp/enough ]; do echo building; sleep 1; done\"\nstatic = \"public\"\n";
     checkout.commit(&[("mashine.toml", slow), ("public/index.html", "first\n")])?;
     let push = checkout.push(SLUG)?;
     for number in 1..=moves {
         let begun = Instant::now();
+        ensure!(upload.goes_on()?, "the upload was over before move {number}");
         let migration = fleet.migrate(SLUG)?;
         ensure!(migration.step == MigrationStep::Completed, "move {number}: {migration:?}");
         eprintln!("move {number}: {:.1} s", begun.elapsed().as_secs_f64());
     }
-    upload.end(fleet)?;
+    fleet.person.sh(SLUG, Door::Ipv6, "touch /tmp/enough")?;
     let (accepted, told) = pushed(push)?;
-    ensure!(accepted && told.contains("step 60"), "the push through the moves: {told}");
+    let lines = told.matches("building").count();
+    ensure!(accepted && lines > moves, "the push through the moves: {told}");
+    upload.end(fleet)?;
     let report = stream.finish().context("the stream through the forwarded port")?;
     eprintln!("forwarded: {} blocks, longest silence {:?}", report.blocks, report.largest_gap);
     session.line(Duration::from_secs(5))?;
@@ -167,24 +171,28 @@ struct Upload {
 const UPLOADED: &str = "/var/tmp/uploaded";
 
 impl Upload {
-    fn begin(fleet: &Fleet) -> Result<Self> {
+    fn begin(fleet: &Fleet, moves: usize) -> Result<Self> {
         let file = std::env::temp_dir().join("mashines-people-upload");
         run(fleet.topology.command(Place::Client, "dd").args([
             "if=/dev/urandom",
             &format!("of={}", file.display()),
             "bs=1M",
-            "count=24",
+            &format!("count={}", moves * 6),
             "status=none",
         ]))?;
         let sum = run(fleet.topology.command(Place::Client, "sha256sum").arg(&file))?;
         let sum = sum.split_whitespace().next().context("no checksum")?.to_owned();
-        // 4 Mbit/s: most of a minute.
+        // 2 Mbit/s: 25 s for each move.
         let mut sftp = fleet.person.sftp();
-        sftp.args(["-l", "4000", "-b", "-"]).arg(format!("{SLUG}@{DOMAIN}")).stdin(Stdio::piped());
+        sftp.args(["-l", "2000", "-b", "-"]).arg(format!("{SLUG}@{DOMAIN}")).stdin(Stdio::piped());
         let mut child = sftp.stdout(Stdio::null()).spawn().context("cannot start sftp")?;
         let mut input = child.stdin.take().context("sftp has no standard input")?;
         std::io::Write::write_all(&mut input, format!("put {} {UPLOADED}\n", file.display()).as_bytes())?;
         Ok(Self { child, sum })
+    }
+
+    fn goes_on(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
     }
 
     fn end(mut self, fleet: &Fleet) -> Result<()> {
