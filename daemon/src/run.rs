@@ -57,10 +57,18 @@ pub async fn run(config: Config, roles: BTreeSet<Role>) -> Result<()> {
         }
         first
     };
-    let rest = tokio::time::timeout(GRACE, rest).await.unwrap_or_else(|_| {
-        tracing::warn!("some role did not end within {GRACE:?}");
-        Ok(())
-    });
+    // A gateway waits for its sessions; whoever cannot wait for that says so a second time.
+    let grace = GRACE + Duration::from_secs(config.gateway.as_ref().map_or(0, |gateway| gateway.drain_s));
+    let rest = tokio::select! {
+        rest = tokio::time::timeout(grace, rest) => rest.unwrap_or_else(|_| {
+            tracing::warn!("some role did not end within {grace:?}");
+            Ok(())
+        }),
+        signal = told_to_end() => {
+            tracing::warn!("{} came again: the roles are not waited for", signal?);
+            Ok(())
+        }
+    };
     failed.and(rest)
 }
 
