@@ -71,7 +71,7 @@ impl Bench {
         stage.publish(Some(shared));
         let machine = stage.machine_port;
         let haproxy = format!(
-            "global\n maxconn 10000\ndefaults\n mode tcp\n option splice-auto\n timeout connect 5s\n timeout client 1h\n \
+            "global\n maxconn 1000\ndefaults\n mode tcp\n option splice-auto\n timeout connect 5s\n timeout client 1h\n \
              timeout server 1h\nlisten ssh\n bind 127.0.0.1:{proxied}\n server machine [::1]:{machine}\n"
         );
         std::fs::write(stage.path("haproxy.cfg"), haproxy).unwrap();
@@ -156,7 +156,7 @@ impl Bench {
         });
         let up = up.await;
         let scp_down = self.compare("scp, down", "MB/s", &ways, |way| {
-            let command = self.client("scp", &["-q", &format!("{way}:{file}"), "/dev/null"]);
+            let command = self.client("scp", &["-q", &format!("{way}:{file}"), &there]);
             async move { megabytes / seconds(command).await }
         });
         let scp_down = scp_down.await;
@@ -189,18 +189,20 @@ impl Bench {
             let port = free_port();
             let forward = format!("{port}:localhost:{inside}");
             clients.push(self.client("ssh", &["-N", "-L", &forward, way]).spawn().unwrap());
-            drop(reach(port).await);
             ports.insert(way, port);
         }
+        // A connection to see whether they are there would be a test of iperf3's that never ends.
+        tokio::time::sleep(Duration::from_secs(3)).await;
         for (name, option) in [("forward-up", "--no-delay"), ("forward-down", "-R")] {
             let what = format!("iperf3 through -L, {name}");
             let medians = self.compare(&what, "Mbit/s", &ways, |way| {
                 let mut iperf = tool("iperf3", "iperf3");
                 iperf.args(["-c", "127.0.0.1", "-t", "2", "-J", option, "-p", &ports[way].to_string()]);
                 async move {
-                    let report: serde_json::Value =
-                        serde_json::from_slice(&succeed(iperf, b"").await.out).unwrap();
-                    report["end"]["sum_received"]["bits_per_second"].as_f64().unwrap() / 1e6
+                    let output = succeed(iperf, b"").await;
+                    let report: serde_json::Value = serde_json::from_slice(&output.out).unwrap();
+                    let rate = report["end"]["sum_received"]["bits_per_second"].as_f64();
+                    rate.unwrap_or_else(|| panic!("iperf3: {}", output.text())) / 1e6
                 }
             });
             let medians = medians.await;
