@@ -10,6 +10,7 @@
 pub mod config;
 pub mod cpio;
 pub mod protocol;
+pub mod words;
 
 pub use config::Config;
 pub use cpio::config_archive;

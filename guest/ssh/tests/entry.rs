@@ -1,0 +1,95 @@
+//! Who gets in, by OpenSSH's client.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::{Stage, finish};
+
+#[test]
+fn the_accounts_key_opens_the_machine_and_its_host_certificate_is_believed() {
+    let stage = Stage::new();
+    assert_eq!(stage.ssh(&["echo in"]).good(), "in\n");
+}
+
+#[test]
+fn another_key_opens_nothing_and_the_person_is_told() {
+    let stage = Stage::new();
+    let output = stage.ssh_as("stranger", "root", &["true"]);
+    assert_eq!(output.code, Some(255));
+    assert!(output.err.contains("none of your keys opens this machine"), "{}", output.err);
+    assert!(output.err.contains("Permission denied"), "{}", output.err);
+}
+
+#[test]
+fn a_user_other_than_root_is_refused_with_the_reason() {
+    let stage = Stage::new();
+    let output = stage.ssh_as("ann", "ann", &["true"]);
+    assert_eq!(output.code, Some(255));
+    assert!(output.err.contains("has no user ann: log in as root"), "{}", output.err);
+}
+
+#[test]
+fn a_certificate_of_the_platforms_ca_for_root_opens_the_machine() {
+    let stage = Stage::new();
+    let key = stage.certify("ca", "root", "-1m:+5m", &[]);
+    assert_eq!(stage.ssh_as(&key, "root", &["echo in"]).good(), "in\n");
+}
+
+#[test]
+fn every_other_certificate_opens_nothing() {
+    let stage = Stage::new();
+    for (ca, principals, validity) in [
+        ("other_ca", "root", "-1m:+5m"),
+        ("ca", "ann", "-1m:+5m"),
+        ("ca", "root", "20200101:20200102"),
+        ("ca", "root", "20990101:20990102"),
+    ] {
+        let key = stage.certify(ca, principals, validity, &[]);
+        assert_eq!(stage.ssh_as(&key, "root", &["true"]).code, Some(255), "{ca} {principals} {validity}");
+    }
+}
+
+#[test]
+fn a_certificates_command_runs_in_place_of_the_clients_and_what_it_does_not_permit_is_refused() {
+    let stage = Stage::new();
+    let key = stage.certify(
+        "ca",
+        "root",
+        "-1m:+5m",
+        &["-O", "clear", "-O", "force-command=echo $SSH_ORIGINAL_COMMAND"],
+    );
+    assert_eq!(stage.ssh_as(&key, "root", &["id", "-T"]).good(), "id\n");
+    let output = stage.ssh_as(&key, "root", &["-tt", "x"]);
+    assert!(output.err.contains("PTY allocation request failed"), "{}", output.err);
+    let output = stage.ssh_as(&key, "root", &["-W127.0.0.1:9"]);
+    assert_ne!(output.code, Some(0));
+    assert!(output.err.contains("prohibited"), "{}", output.err);
+}
+
+#[test]
+fn there_is_no_password() {
+    let stage = Stage::new();
+    let mut command = stage.client("ssh", "stranger");
+    command.args(["-o", "PubkeyAuthentication=no", "root@127.0.0.1", "true"]);
+    let output = finish(command, b"");
+    assert!(output.err.contains("Permission denied (publickey"), "{}", output.err);
+    assert!(!output.err.contains("password)"), "{}", output.err);
+}
+
+#[test]
+fn rsa_and_ecdsa_keys_open_the_machine_too() {
+    for kind in ["rsa", "ecdsa"] {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("key");
+        let made = std::process::Command::new("ssh-keygen")
+            .args(["-q", "-t", kind, "-N", "", "-f"])
+            .arg(&key)
+            .status()
+            .unwrap();
+        assert!(made.success());
+        let line = std::fs::read_to_string(key.with_extension("pub")).unwrap();
+        let stage = Stage::with(|config| config.ssh_authorized_keys.push(line));
+        std::fs::copy(&key, stage.path("more")).unwrap();
+        assert_eq!(stage.ssh_as("more", "root", &["echo in"]).good(), "in\n", "{kind}");
+    }
+}
