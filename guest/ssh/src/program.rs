@@ -116,9 +116,10 @@ fn is_program(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
-/// Whether a client may set that variable: its language, as Debian's sshd has it (`AcceptEnv LANG LC_*`), its terminal's colours.
+/// Whether a client may set that variable: its language, as Debian's sshd has it (`AcceptEnv LANG LC_*`), its terminal's colours, and the
+/// version of git's protocol, which git itself sends.
 pub fn may_set(name: &str) -> bool {
-    name == "LANG" || name == "COLORTERM" || name.starts_with("LC_")
+    matches!(name, "LANG" | "COLORTERM" | "GIT_PROTOCOL") || name.starts_with("LC_")
 }
 
 /// The environment: the account's, the machine's, then the client's.
