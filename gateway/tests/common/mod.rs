@@ -386,7 +386,7 @@ async fn start_sshd(directory: &Path, port: u16, more: &str) -> Child {
     let at = |name: &str| directory.join(name).display().to_string();
     let config = format!(
         "Port {port}\nListenAddress ::1\nHostKey {}\nTrustedUserCAKeys {}\nAuthorizedKeysFile {}\n\
-         PermitRootLogin yes\nUsePAM no\nPidFile none\nSubsystem sftp internal-sftp\nAcceptEnv LANG MY_* GIT_PROTOCOL\n\
+         PermitRootLogin yes\nUsePAM no\nPidFile none\nSubsystem sftp internal-sftp\nAcceptEnv LANG LC_* GIT_PROTOCOL\n\
          StrictModes no\nMaxStartups 200\nRekeyLimit 16M\nLogLevel ERROR\n{more}",
         at("machine_host_key"),
         at("ca.pub"),

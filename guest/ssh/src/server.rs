@@ -26,8 +26,9 @@ use crate::severable::Severable;
 /// Port 22 of every address, of both families.
 pub const EVERYWHERE: &str = "[::]:22";
 
-const MAX_CONNECTIONS: usize = 128;
-const MAX_STRANGERS: usize = 32;
+const MAX_CONNECTIONS: usize = 256;
+/// The gateway opens a connection for each session that begins while all its others are busy, so many may come at once.
+const MAX_STRANGERS: usize = 100;
 
 /// To prove a key.
 const GRACE: Duration = Duration::from_secs(30);

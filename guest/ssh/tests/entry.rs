@@ -3,6 +3,10 @@
 
 mod common;
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
 use common::{Stage, finish};
 
 #[test]
@@ -92,4 +96,50 @@ fn rsa_and_ecdsa_keys_open_the_machine_too() {
         std::fs::copy(&key, stage.path("more")).unwrap();
         assert_eq!(stage.ssh_as("more", "root", &["echo in"]).good(), "in\n", "{kind}");
     }
+}
+
+#[test]
+fn a_port_that_somebody_has_is_taken_once_it_is_free_and_nothing_is_said() {
+    let mut stage = Stage::new();
+    let mut second = stage.second();
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(stage.ssh(&["echo in"]).good(), "in\n");
+    assert!(second.try_wait().unwrap().is_none());
+    stage.stop();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while TcpStream::connect(("127.0.0.1", stage.port)).is_err() {
+        assert!(Instant::now() < deadline, "the free port is not taken");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(stage.ssh(&["echo in"]).good(), "in\n");
+    second.kill().unwrap();
+    second.wait().unwrap();
+    let mut words = String::new();
+    second.stderr.take().unwrap().read_to_string(&mut words).unwrap();
+    assert_eq!(words, "");
+}
+
+#[test]
+fn strangers_are_limited_told_so_and_cut_off() {
+    let stage = Stage::new();
+    let connect = || {
+        let stream = TcpStream::connect(("127.0.0.1", stage.port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(45))).unwrap();
+        stream
+    };
+    let begun = Instant::now();
+    let mut all: Vec<TcpStream> = (0..100).map(|_| connect()).collect();
+    // One of them has at least said what it speaks.
+    all[0].write_all(b"SSH-2.0-test\r\n").unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    let mut text = String::new();
+    connect().read_to_string(&mut text).unwrap();
+    assert!(text.contains("as many SSH connections as it takes"), "{text}");
+    for mut stream in all {
+        // The end of the stream, or a reset.
+        let _heard = stream.read_to_end(&mut Vec::new());
+    }
+    let lasted = begun.elapsed();
+    assert!(lasted > Duration::from_secs(25) && lasted < Duration::from_secs(40), "{lasted:?}");
+    assert_eq!(stage.ssh(&["echo in"]).good(), "in\n");
 }

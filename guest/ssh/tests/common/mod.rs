@@ -76,7 +76,7 @@ impl Stage {
         std::fs::write(dir.path().join("config"), serde_json::to_vec(&config).unwrap()).unwrap();
         let port = free_port();
         std::fs::write(dir.path().join("known"), format!("@cert-authority * {}", read("ca.pub"))).unwrap();
-        let server = serve(&dir, port);
+        let server = server(&dir, port).spawn().unwrap();
         let stage = Self { dir, port, server };
         stage.wait();
         stage
@@ -186,12 +186,10 @@ impl Drop for Stage {
     }
 }
 
-fn serve(dir: &TempDir, port: u16) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_mashines-guest-ssh"))
-        .args(["serve", &at(dir, "config"), &format!("127.0.0.1:{port}")])
-        .stdin(Stdio::null())
-        .spawn()
-        .unwrap()
+fn server(dir: &TempDir, port: u16) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mashines-guest-ssh"));
+    command.args(["serve", &at(dir, "config"), &format!("127.0.0.1:{port}")]).stdin(Stdio::null());
+    command
 }
 
 fn at(dir: &TempDir, name: &str) -> String {
@@ -254,6 +252,18 @@ pub fn memory_kib(pid: u32, figure: &str) -> u64 {
 }
 
 impl Stage {
+    /// Another server at the same port; its words can be read.
+    pub fn second(&self) -> Child {
+        let mut command = server(&self.dir, self.port);
+        command.stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// The first server ends.
+    pub fn stop(&mut self) {
+        self.server.kill().unwrap();
+        self.server.wait().unwrap();
+    }
+
     pub fn server_pid(&self) -> u32 {
         self.server.id()
     }
