@@ -131,15 +131,26 @@ fn strangers_are_limited_told_so_and_cut_off() {
     let mut all: Vec<TcpStream> = (0..100).map(|_| connect()).collect();
     // One of them has at least said what it speaks.
     all[0].write_all(b"SSH-2.0-test\r\n").unwrap();
-    std::thread::sleep(Duration::from_millis(500));
-    let mut text = String::new();
-    connect().read_to_string(&mut text).unwrap();
-    assert!(text.contains("as many SSH connections as it takes"), "{text}");
+    // On a busy machine the server sees some of them later than the client does.
+    let mut told = String::new();
+    while told.is_empty() {
+        std::thread::sleep(Duration::from_millis(500));
+        let mut more = connect();
+        let mut start = [0; 4];
+        more.read_exact(&mut start).unwrap();
+        if &start == b"SSH-" {
+            all.push(more);
+            assert!(all.len() < 120, "there is no limit");
+        } else {
+            more.read_to_string(&mut told).unwrap();
+        }
+    }
+    assert!(told.contains("as many SSH connections as it takes"), "{told}");
     for mut stream in all {
         // The end of the stream, or a reset.
         let _heard = stream.read_to_end(&mut Vec::new());
     }
     let lasted = begun.elapsed();
-    assert!(lasted > Duration::from_secs(25) && lasted < Duration::from_secs(40), "{lasted:?}");
+    assert!(lasted > Duration::from_secs(25) && lasted < Duration::from_secs(45), "{lasted:?}");
     assert_eq!(stage.ssh(&["echo in"]).good(), "in\n");
 }
