@@ -20,7 +20,7 @@ async fn a_command_has_its_output_its_errors_and_its_exit_code() {
     let piped = finish(stage.ssh("ann", "web", "tr a-z A-Z"), b"hello").await;
     assert_eq!((piped.code, piped.text().as_str()), (Some(0), "HELLO"));
     let env =
-        finish(stage.ssh_with("ann", "web", &["-o", "SetEnv=MY_WORD=blue"], &["echo $MY_WORD"]), b"").await;
+        finish(stage.ssh_with("ann", "web", &["-o", "SetEnv=LC_WORD=blue"], &["echo $LC_WORD"]), b"").await;
     assert_eq!(env.text(), "blue\n");
     let signal = finish(stage.ssh("ann", "web", "kill -TERM $$"), b"").await;
     assert_eq!(signal.code, Some(255), "{signal:?}");

@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
 /// Where init reads the configuration: a path in the initramfs.
 pub const CONFIG_PATH: &str = "/mashines/config.json";
 
+/// Where init finds the SSH server for a machine of a single process: a path in the initramfs. The host appends an archive with it
+/// exactly for machines that are of a [single process](Config::is_single_process).
+pub const SSH_PATH: &str = "/mashines/ssh";
+
 /// The value of [`Root::device`] that means: no root disk, stay in the initramfs.
 pub const NO_ROOT: &str = "none";
 
@@ -260,6 +264,11 @@ impl Config {
         }
     }
 
+    /// Whether one process of the image runs in place of its init, so that there is nobody who would start an sshd.
+    pub fn is_single_process(&self) -> bool {
+        self.root.device != NO_ROOT && self.init_exec.is_some()
+    }
+
     /// What may stay in the running machine for the agent: everything but the secrets that init has put in place.
     pub fn without_secrets(mut self) -> Self {
         self.ssh_host_keys.clear();
@@ -284,6 +293,17 @@ mod tests {
         let config: Config =
             serde_json::from_str(r#"{"machine_id":"m","hostname":"h","root":{"device":"none"}}"#).unwrap();
         assert_eq!(config.root.device, NO_ROOT);
+    }
+
+    #[test]
+    fn a_machine_is_of_a_single_process_when_one_of_the_images_replaces_its_init() {
+        let mut config = Config::new("m", "h");
+        assert!(!config.is_single_process());
+        config.init_exec = Some("/app".into());
+        assert!(config.is_single_process());
+        config.root.device = NO_ROOT.into();
+        config.init_exec = Some(BUILTIN_BENCH.into());
+        assert!(!config.is_single_process());
     }
 
     #[test]

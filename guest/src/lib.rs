@@ -12,6 +12,7 @@ pub mod config;
 pub mod cpio;
 pub mod deployment;
 pub mod protocol;
+pub mod words;
 
 pub use config::Config;
 pub use cpio::config_archive;

@@ -29,6 +29,9 @@ pub struct Manifest {
     pub kernel: PathBuf,
     /// The initial RAM disk with `mashines-guest` as `/init`.
     pub initrd: PathBuf,
+    /// A further archive for the initrd, with the SSH server for machines whose image is a single process.
+    #[serde(default)]
+    pub ssh: Option<PathBuf>,
     /// The root file system; none when it boots from its initrd alone.
     #[serde(default)]
     pub rootfs: Option<PathBuf>,
@@ -56,6 +59,8 @@ pub struct LocalImage {
     pub kernel: PathBuf,
     /// The initial RAM disk.
     pub initrd: PathBuf,
+    /// The archive with the SSH server.
+    pub ssh: Option<PathBuf>,
     /// The root file system.
     pub rootfs: Option<PathBuf>,
     /// The kernel's command line.
@@ -146,6 +151,7 @@ impl Manifest {
         Ok(LocalImage {
             kernel: absolute(&self.kernel)?,
             initrd: absolute(&self.initrd)?,
+            ssh: self.ssh.as_deref().map(absolute).transpose()?,
             image: Image { name: self.name, digest: self.digest, rootfs_bytes: size },
             rootfs,
             cmdline: self.cmdline.unwrap_or_else(|| CMDLINE.to_owned()),

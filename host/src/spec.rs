@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mashines_fleet::host_api::{MachineSpec, SshHostKey};
 use mashines_fleet::id::{Epoch, VolumeId};
@@ -88,7 +88,7 @@ pub fn monitor(
         vcpus: spec.config.guest.cpus,
         memory_mib: spec.config.guest.memory_mb,
         kernel: image.kernel.clone(),
-        initrd: vec![image.initrd.clone(), dir.config()],
+        initrd: initrd(spec, image, dir.config()),
         cmdline: image.cmdline.clone(),
         disks: disks(spec, image, layout),
         nets: vec![NetSpec { tap: tap_name(spec.id.as_str()), mac: spec.net.mac.clone(), mtu: GUEST_MTU }],
@@ -96,6 +96,22 @@ pub fn monitor(
         state_dir: dir.run(epoch),
         hooks,
     }
+}
+
+/// The archives that the kernel unpacks one over the other. The SSH server is in the way of a machine that has an init and an sshd.
+fn initrd(spec: &MachineSpec, image: &LocalImage, config: PathBuf) -> Vec<PathBuf> {
+    let is_single_process = image.rootfs.is_some() && init_exec(spec, image).is_some();
+    let ssh = image.ssh.iter().filter(|_| is_single_process).cloned();
+    std::iter::once(image.initrd.clone()).chain(ssh).chain([config]).collect()
+}
+
+/// What runs in place of the image's init.
+fn init_exec(spec: &MachineSpec, image: &LocalImage) -> Option<String> {
+    if image.rootfs.is_none() {
+        return Some(BUILTIN_BENCH.to_owned());
+    }
+    let words = spec.config.init.exec.as_deref().map(shell_line);
+    words.or_else(|| image.init_exec.clone())
 }
 
 fn disks(spec: &MachineSpec, image: &LocalImage, layout: &Layout) -> Vec<DiskSpec> {
@@ -141,13 +157,9 @@ pub fn guest(spec: &MachineSpec, image: &LocalImage, dns: &[IpAddr]) -> Config {
     config.volumes = volumes(spec, image.rootfs.is_some());
     config.files = files(spec);
     config.ready = Ready { tcp_port: image.ready_port };
-    config.init_exec = match &spec.config.init.exec {
-        Some(words) => Some(shell_line(words)),
-        None => image.init_exec.clone(),
-    };
+    config.init_exec = init_exec(spec, image);
     if image.rootfs.is_none() {
         config.root = Root { device: NO_ROOT.to_owned(), ..Root::default() };
-        config.init_exec = Some(BUILTIN_BENCH.to_owned());
     }
     config
 }
@@ -255,6 +267,29 @@ mod tests {
         let mut spec = instance().spec;
         spec.volumes.clear();
         assert!(check(&spec).is_err());
+    }
+
+    #[test]
+    fn the_ssh_server_is_appended_exactly_for_a_machine_of_a_single_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let (plain, mut spec) = (image(dir.path()), instance().spec);
+        let archives = |spec: &MachineSpec, image: &LocalImage| {
+            let told = monitor(spec, Epoch(1), image, &Layout::new("/s"), Hooks::default());
+            let has_init = !guest(spec, image, &[]).is_single_process();
+            let names = told.initrd.iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_owned());
+            (names.collect::<Vec<_>>(), has_init)
+        };
+        let with_ssh = LocalImage { ssh: Some("/i/ssh.cpio".into()), ..plain.clone() };
+        assert_eq!(archives(&spec, &with_ssh), (vec!["initrd".into(), "config.cpio".into()], true));
+        let single = LocalImage { init_exec: Some("/app".into()), ..with_ssh.clone() };
+        let appended = vec!["initrd".to_owned(), "ssh.cpio".into(), "config.cpio".into()];
+        assert_eq!(archives(&spec, &single), (appended.clone(), false));
+        let bench = LocalImage { rootfs: None, ..with_ssh.clone() };
+        assert_eq!(archives(&spec, &bench), (vec!["initrd".into(), "config.cpio".into()], true));
+        spec.config.init.exec = Some(vec!["/app".into()]);
+        assert_eq!(archives(&spec, &with_ssh), (appended, false));
+        // An image from before there was an SSH server boots as it did.
+        assert_eq!(archives(&spec, &plain), (vec!["initrd".into(), "config.cpio".into()], false));
     }
 
     #[test]

@@ -59,6 +59,30 @@ build_container_os() {
     rm -rf --one-file-system "$root"
 }
 
+single_process() {
+    printf '%s/rootfs/single-process-%s\n' "$(cache_dir)" \
+        "$(recipe_key "$repo_root"/scripts/{lib/debian.sh,images/single-process.sh})"
+}
+
+build_single_process() {
+    local out=$1 root=$1/root
+    mkdir "$root"
+    configure_single_process "$root"
+    ext4_image "$out/rootfs.img" "$single_process_size" "$root" -L single-process
+    sha256sum "$out/rootfs.img" | cut -d' ' -f1 >"$out/rootfs.sha256"
+    rm -rf --one-file-system "$root"
+}
+
+# build_ssh_archive FILE BINARY: what the host puts behind the initrd of a machine of a single process.
+build_ssh_archive() {
+    local file=$1 binary=$2 root
+    root=$(mktemp -d)
+    mkdir -m 700 "$root/mashines"
+    install -m 755 "$binary" "$root/mashines/ssh"
+    pack_initrd "$root" "$file"
+    rm -rf "$root"
+}
+
 # build_guest_initrd FILE KERNEL_DIR BINARY
 build_guest_initrd() {
     local file=$1 kernel=$2 binary=$3 root
@@ -71,23 +95,29 @@ build_guest_initrd() {
     rm -rf "$root"
 }
 
-# build_image_set DIR KERNEL_DIR CONTAINER_OS_DIR BINARY
+# build_image_set DIR KERNEL_DIR CONTAINER_OS_DIR SINGLE_PROCESS_DIR BINARY SSH_BINARY
 build_image_set() {
-    local out=$1 kernel=$2 rootfs=$3 binary=$4 name
+    local out=$1 kernel=$2 container_os=$3 single_process=$4 binary=$5 ssh=$6 name
     build_guest_initrd "$out/initrd" "$kernel" "$binary"
-    for name in container-os bench; do
+    build_ssh_archive "$out/ssh.cpio" "$ssh"
+    for name in container-os single-process bench; do
         mkdir "$out/$name"
         ln "$kernel/kernel" "$kernel/kernel.elf" "$out/initrd" "$out/$name/"
     done
-    ln "$rootfs/rootfs.img" "$out/container-os/"
-    rm "$out/initrd"
-    write_manifest "$out/container-os" "sha256:$(cat "$rootfs/rootfs.sha256")"
+    # A machine of any image with a root disk may be told to run a single process (init.exec).
+    for name in container-os single-process; do ln "$out/ssh.cpio" "$out/$name/"; done
+    ln "$container_os/rootfs.img" "$out/container-os/"
+    ln "$single_process/rootfs.img" "$out/single-process/"
+    rm "$out/initrd" "$out/ssh.cpio"
+    write_manifest "$out/container-os" "sha256:$(cat "$container_os/rootfs.sha256")"
+    write_manifest "$out/single-process" "sha256:$(cat "$single_process/rootfs.sha256")" "$single_process_exec"
     write_manifest "$out/bench" "sha256:$(sha256sum "$out/bench/initrd" | cut -d' ' -f1)"
 }
 
-# write_manifest DIR DIGEST: file names are relative to the manifest. An image without a root disk is known by its initrd.
+# write_manifest DIR DIGEST [INIT_EXEC]: file names are relative to the manifest. An image without a root disk is known by its initrd.
 write_manifest() {
-    local dir=$1 digest=$2 rootfs=null size=null fstype=null
+    local dir=$1 digest=$2 exec=${3:+\"$3\"} rootfs=null size=null fstype=null ssh=null
+    [[ ! -e $dir/ssh.cpio ]] || ssh='"ssh.cpio"'
     if [[ -e $dir/rootfs.img ]]; then
         rootfs='"rootfs.img"' fstype='"ext4"' size=$(stat -c %s "$dir/rootfs.img")
     fi
@@ -98,10 +128,12 @@ write_manifest() {
   "kernel": "kernel",
   "kernel_elf": "kernel.elf",
   "initrd": "initrd",
+  "ssh": $ssh,
   "rootfs": $rootfs,
   "rootfs_size_bytes": $size,
   "fstype": $fstype,
-  "cmdline": "$guest_cmdline"
+  "cmdline": "$guest_cmdline",
+  "init_exec": ${exec:-null}
 }
 MANIFEST
 }

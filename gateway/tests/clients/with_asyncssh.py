@@ -45,12 +45,12 @@ async def asked(reader, writer):
 async def sessions(conn):
     done = await conn.run("echo out; echo err >&2; exit 7")
     assert (done.stdout, done.stderr, done.exit_status) == ("out\n", "err\n", 7), done
-    done = await conn.run("echo $MY_WORD", env={"MY_WORD": "blue"})
+    done = await conn.run("echo $LC_WORD", env={"LC_WORD": "blue"})
     assert done.stdout == "blue\n", done
     done = await conn.run("kill -KILL $$")
     assert done.exit_signal[0] == "KILL", done.exit_signal
     many = await asyncio.gather(*(conn.run(f"cat; exit {n}", input=str(n) * 1000) for n in range(40)))
-    assert [m.exit_status for m in many] == list(range(40))
+    assert [m.exit_status for m in many] == list(range(40)), [(m.exit_status, m.exit_signal, m.stderr) for m in many]
     assert all(m.stdout == str(n) * 1000 for n, m in enumerate(many))
 
 

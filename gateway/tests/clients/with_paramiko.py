@@ -22,7 +22,8 @@ def connect(**more):
 
 def sessions(client):
     _, out, err = client.exec_command("echo out; echo err >&2; exit 7")
-    assert (out.read(), err.read(), out.channel.recv_exit_status()) == (b"out\n", b"err\n", 7)
+    got = (out.read(), err.read(), out.channel.recv_exit_status())
+    assert got == (b"out\n", b"err\n", 7), got
     stdin, out, _ = client.exec_command("cat")
     stdin.write(b"x" * 100_000)
     stdin.channel.shutdown_write()

@@ -388,15 +388,22 @@ async fn start_sshd(directory: &Path, port: u16, more: &str) -> Child {
     let rekey = if cfg!(debug_assertions) { "16M" } else { "default none" };
     let config = format!(
         "Port {port}\nListenAddress ::1\nHostKey {}\nTrustedUserCAKeys {}\nAuthorizedKeysFile {}\n\
-         PermitRootLogin yes\nUsePAM no\nPidFile none\nSubsystem sftp internal-sftp\nAcceptEnv LANG MY_* GIT_PROTOCOL\n\
+         PermitRootLogin yes\nUsePAM no\nPidFile none\nSubsystem sftp internal-sftp\nAcceptEnv LANG LC_* MY_* GIT_PROTOCOL\n\
          StrictModes no\nMaxStartups 200\nRekeyLimit {rekey}\nLogLevel ERROR\n{more}",
         at("machine_host_key"),
         at("ca.pub"),
         at("ann.pub"),
     );
     std::fs::write(directory.join("sshd_config"), config).unwrap();
-    let child = Command::new("/usr/sbin/sshd")
-        .args(["-D", "-e", "-f", &at("sshd_config")])
+    let mut command = match std::env::var_os("MASHINES_GUEST_SSH").filter(|_| more.is_empty()) {
+        Some(program) => guest_ssh(directory, port, Path::new(&program)),
+        None => {
+            let mut sshd = Command::new("/usr/sbin/sshd");
+            sshd.args(["-D", "-e", "-f", &at("sshd_config")]);
+            sshd
+        }
+    };
+    let child = command
         .stderr(Stdio::null())
         .kill_on_drop(true)
         .spawn()
@@ -408,4 +415,21 @@ async fn start_sshd(directory: &Path, port: u16, more: &str) -> Child {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("sshd did not start");
+}
+
+/// The SSH server of machines of a single process in sshd's place: `MASHINES_GUEST_SSH` names its program.
+fn guest_ssh(directory: &Path, port: u16, program: &Path) -> Command {
+    let read = |name: &str| std::fs::read_to_string(directory.join(name)).unwrap();
+    let config = json!({
+        "machine_id": "m", "hostname": "web",
+        "ssh_authorized_keys": [read("ann.pub")], "ssh_user_ca": read("ca.pub"),
+        "ssh_host_keys": [{
+            "type": "ed25519", "private_pem": read("machine_host_key"), "public": read("machine_host_key.pub"),
+        }],
+    });
+    let path = directory.join("guest_ssh.json");
+    std::fs::write(&path, config.to_string()).unwrap();
+    let mut command = Command::new(program);
+    command.arg("serve").arg(path).arg(format!("[::1]:{port}"));
+    command
 }

@@ -8,6 +8,7 @@ mod clock;
 mod exec;
 mod ops;
 mod shutdown;
+mod ssh;
 mod vsock;
 
 use std::fs;
@@ -22,6 +23,7 @@ use mashines_guest::Config;
 use mashines_guest::protocol::{MAX_LINE, PORT, Request, Response};
 
 pub use clock::status;
+pub use ssh::{SSH_CONFIG, SSH_PROGRAM};
 
 use crate::log;
 use vsock::{Listener, Stream};
@@ -45,6 +47,7 @@ pub fn run() {
         Config::new("", "")
     }));
     button::watch();
+    ssh::keep(&config);
     loop {
         if let Err(error) = serve(&config) {
             log::note(format_args!("agent: {error:#}; trying again in {} s", RETRY.as_secs()));

@@ -14,6 +14,7 @@ use nix::unistd::{Pid, sync};
 use crate::log;
 
 static PREPARED: AtomicBool = AtomicBool::new(false);
+static ENDING: AtomicBool = AtomicBool::new(false);
 
 /// How long processes have between the polite signal and the end, where no init of the image takes care of that.
 const GRACE: Duration = Duration::from_secs(3);
@@ -21,6 +22,11 @@ const GRACE: Duration = Duration::from_secs(3);
 /// Notes that the machine goes off; it does after the answer is out.
 pub fn prepare() {
     PREPARED.store(true, Ordering::SeqCst);
+}
+
+/// Whether processes are being ended: none is started any more.
+pub fn has_begun() -> bool {
+    ENDING.load(Ordering::SeqCst)
 }
 
 /// Goes off when [`prepare`] was called.
@@ -44,6 +50,7 @@ fn ask_systemd() -> bool {
 }
 
 fn end_all() {
+    ENDING.store(true, Ordering::SeqCst);
     // -1 is everyone but process 1 and this one.
     let everyone = Pid::from_raw(-1);
     let _ = kill(everyone, Signal::SIGTERM);

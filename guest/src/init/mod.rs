@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! mounts ▶ config ▶ modules ▶ clock ▶ network ▶ root ▶ switch root ▶ volumes ▶ identity, keys, files ▶ agent ▶ exec /sbin/init
+//!                                             │            init_exec: agent (▶ SSH server) ▶ that process, process 1 reaps and waits
 //!                                             └─ root.device "none": agent ▶ built-in userland, process 1 only reaps
 //! ```
 //!
@@ -24,10 +25,11 @@ mod volumes;
 
 use std::convert::Infallible;
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use mashines_guest::Config;
-use mashines_guest::config::{BUILTIN_BENCH, CONFIG_PATH, NO_ROOT};
+use mashines_guest::config::{BUILTIN_BENCH, CONFIG_PATH, NO_ROOT, SSH_PATH};
 
 use crate::log;
 
@@ -59,11 +61,15 @@ fn become_image(config: &Config) -> Result<Infallible> {
     root::mount(&config.root)?;
     mounts::kernel_file_systems_into(root::MOUNTPOINT)?;
     process::leave_agent(root::MOUNTPOINT, config)?;
+    process::leave_ssh(Path::new(SSH_PATH), root::MOUNTPOINT, config)?;
     root::switch()?;
     root::grow(&config.root)?;
     volumes::mount_all(&config.volumes)?;
     identity::apply(config)?;
     keys::apply(config)?;
+    if config.is_single_process() {
+        mounts::what_an_init_would_mount();
+    }
     process::start_agent()?;
     match &config.init_exec {
         Some(command) => process::supervise(command, &config.env),

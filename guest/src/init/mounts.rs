@@ -1,6 +1,7 @@
 //! The kernel's own file systems, first in the initramfs, then in the image's root.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -23,6 +24,23 @@ pub fn kernel_file_systems_into(root: &str) -> Result<()> {
     kernel_file_systems_below(root)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount_at("tmpfs", &format!("{root}/run"), "tmpfs", flags, "mode=0755")
+}
+
+/// What a process expects that runs alone: terminals (`devpts`), shared memory (shm_open(3)), and the names of its own descriptors. It
+/// may do without, so a failure is a note.
+pub fn what_an_init_would_mount() {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    let mounted = [
+        mount_at("devpts", "/dev/pts", "devpts", flags, "mode=0620,ptmxmode=0666,gid=5"),
+        mount_at("tmpfs", "/dev/shm", "tmpfs", flags | MsFlags::MS_NODEV, "mode=1777"),
+    ];
+    mounted.into_iter().filter_map(Result::err).for_each(|error| log::note(format_args!("{error:#}")));
+    for (name, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
+    {
+        if let Err(error) = symlink(target, format!("/dev/{name}")) {
+            log::note(format_args!("linking /dev/{name}: {error}"));
+        }
+    }
 }
 
 /// Takes the initramfs's own instances away before it is left, so that nothing stays mounted out of sight.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
@@ -12,13 +12,13 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use mashines_guest::Config;
+use mashines_guest::{Config, words};
 use nix::errno::Errno;
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, sync};
 
-use crate::agent::{AGENT_CONFIG, AGENT_DIRECTORY, AGENT_PROGRAM};
+use crate::agent::{AGENT_CONFIG, AGENT_DIRECTORY, AGENT_PROGRAM, SSH_CONFIG, SSH_PROGRAM};
 use crate::log;
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -41,18 +41,32 @@ pub fn leave_agent(root: &str, config: &Config) -> Result<()> {
     fs::create_dir_all(&directory).with_context(|| format!("making {directory}"))?;
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))
         .with_context(|| format!("closing {directory}"))?;
-    let program = format!("{root}{AGENT_PROGRAM}");
-    fs::copy("/proc/self/exe", &program).with_context(|| format!("copying the agent to {program}"))?;
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))
-        .with_context(|| format!("making {program} executable"))?;
-    let path = format!("{root}{AGENT_CONFIG}");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
-    let json = serde_json::to_vec(&config.clone().without_secrets())
-        .context("writing the agent's configuration as JSON")?;
-    file.as_mut()
-        .map_err(|error| error.kind().into())
-        .and_then(|file: &mut File| file.write_all(&json))
-        .with_context(|| format!("writing {path}"))
+    leave_program(Path::new("/proc/self/exe"), &format!("{root}{AGENT_PROGRAM}"))?;
+    leave_config(&format!("{root}{AGENT_CONFIG}"), &config.clone().without_secrets())
+}
+
+/// Copies the SSH server at `server` and what it must know into the /run of the root at `root`, when the machine is of a single process
+/// and the host sent the server along.
+pub fn leave_ssh(server: &Path, root: &str, config: &Config) -> Result<()> {
+    if !config.is_single_process() || !server.exists() {
+        return Ok(());
+    }
+    let root = root.trim_end_matches('/');
+    leave_program(server, &format!("{root}{SSH_PROGRAM}"))?;
+    // It proves the machine's name, so it has the host key; the files are nothing to it.
+    leave_config(&format!("{root}{SSH_CONFIG}"), &Config { files: Vec::new(), ..config.clone() })
+}
+
+fn leave_program(from: &Path, to: &str) -> Result<()> {
+    fs::copy(from, to).with_context(|| format!("copying {} to {to}", from.display()))?;
+    fs::set_permissions(to, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("making {to} executable"))
+}
+
+fn leave_config(path: &str, config: &Config) -> Result<()> {
+    let json = serde_json::to_vec(config).with_context(|| format!("writing {path} as JSON"))?;
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
+    file.and_then(|mut file| file.write_all(&json)).with_context(|| format!("writing {path}"))
 }
 
 /// Starts the agent. It lives in /run, which the image's init keeps, and outlives this program.
@@ -87,14 +101,14 @@ pub fn become_init() -> Result<Infallible> {
 
 /// Runs one command line in place of an init, reaps what it leaves behind, and powers off when it ends.
 pub fn supervise(command: &str, env: &BTreeMap<String, String>) -> Result<Infallible> {
-    let child = Command::new("/bin/sh")
-        .args(["-c", &format!("exec {command}")])
+    let mut program = supervised(command, Path::new("/bin/sh"))?;
+    let child = program
         .env_clear()
         .env("PATH", PATH)
         .env("HOME", "/root")
         .envs(env)
         .spawn()
-        .with_context(|| format!("starting '{command}' by the image's /bin/sh"))?;
+        .with_context(|| format!("starting '{command}' by {:?}", program.get_program()))?;
     let main =
         Pid::from_raw(i32::try_from(child.id()).context("a process id beyond the kernel's own range")?);
     loop {
@@ -110,6 +124,20 @@ pub fn supervise(command: &str, env: &BTreeMap<String, String>) -> Result<Infall
             Err(errno) => bail!("waiting for '{command}': {errno}"),
         }
     }
+}
+
+/// A command line by the image's shell, or by itself when the image has none.
+fn supervised(command: &str, shell: &Path) -> Result<Command> {
+    if shell.exists() {
+        let mut by_shell = Command::new(shell);
+        by_shell.args(["-c", &format!("exec {command}")]);
+        return Ok(by_shell);
+    }
+    let words = words::split(command).context("the image has no /bin/sh, and init_exec")?;
+    let Some((program, arguments)) = words.split_first() else { bail!("init_exec is empty") };
+    let mut by_itself = Command::new(program);
+    by_itself.args(arguments);
+    Ok(by_itself)
 }
 
 /// Process 1 of a machine without an image: reaps, and does nothing else.
@@ -147,4 +175,66 @@ pub fn image_program(name: &str, arguments: &[&str]) -> Result<Option<i32>> {
 
 fn find(name: &str) -> Option<String> {
     PATH.split(':').map(|directory| format!("{directory}/{name}")).find(|path| Path::new(path).is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mashines_guest::config::{BUILTIN_BENCH, File, HostKey, NO_ROOT};
+
+    fn left(change: impl FnOnce(&mut Config)) -> (tempfile::TempDir, bool) {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("run/mashines")).unwrap();
+        let server = root.path().join("server");
+        fs::write(&server, "ELF").unwrap();
+        let mut config = Config::new("m", "h");
+        config.ssh_host_keys.push(HostKey {
+            kind: "ed25519".into(),
+            private_pem: "SECRET".into(),
+            public: "q".into(),
+            certificate: None,
+        });
+        config.files.push(File { path: "/f".into(), mode: 0o600, content_base64: "AA==".into() });
+        change(&mut config);
+        leave_ssh(&server, root.path().to_str().unwrap(), &config).unwrap();
+        let is_there = root.path().join("run/mashines/ssh").exists();
+        (root, is_there)
+    }
+
+    #[test]
+    fn the_ssh_server_is_left_exactly_in_a_machine_of_a_single_process() {
+        assert!(!left(|_| ()).1);
+        let bench = |config: &mut Config| {
+            config.root.device = NO_ROOT.into();
+            config.init_exec = Some(BUILTIN_BENCH.into());
+        };
+        assert!(!left(bench).1);
+        let (root, is_there) = left(|config| config.init_exec = Some("/app".into()));
+        assert!(is_there);
+        let path = root.path().join("run/mashines/ssh.json");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let told: Config = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!(told.ssh_host_keys[0].private_pem, "SECRET");
+        assert!(told.files.is_empty());
+    }
+
+    #[test]
+    fn a_host_that_sends_no_ssh_server_boots_the_machine_all_the_same() {
+        let mut config = Config::new("m", "h");
+        config.init_exec = Some("/app".into());
+        leave_ssh(Path::new("/no/such/server"), "/no/such/root", &config).unwrap();
+    }
+
+    #[test]
+    fn without_a_shell_the_words_are_the_program_and_its_arguments() {
+        let words = |command: &Command| -> Vec<String> {
+            let all = std::iter::once(command.get_program()).chain(command.get_args());
+            all.map(|word| word.to_string_lossy().into_owned()).collect()
+        };
+        let none = Path::new("/no/such/shell");
+        assert_eq!(words(&supervised("'/app' 'a b'", none).unwrap()), ["/app", "a b"]);
+        assert!(supervised("", none).is_err() && supervised("'", none).is_err());
+        let shell = supervised("'/app'", Path::new("/")).unwrap();
+        assert_eq!(words(&shell), ["/", "-c", "exec '/app'"]);
+    }
 }
