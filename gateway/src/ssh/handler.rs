@@ -199,7 +199,8 @@ impl Handler for Connection {
             let directory = self.gateway.directory.borrow();
             (directory.is_known(key.public_key), directory.sign_up())
         };
-        if !known && !self.newcomer.sign_up(&self.gateway, key.public_key, self.arrival).await {
+        // On the heap: what is awaited here would otherwise be room in each connection's task for as long as it lives.
+        if !known && !Box::pin(self.newcomer.sign_up(&self.gateway, key.public_key, self.arrival)).await {
             return Ok(declined(self.newcomer.showed(key.public_key, sign_up)));
         }
         Ok(self.welcome(user, proof))
@@ -415,7 +416,7 @@ impl Handler for Connection {
         port: &mut u32,
         session: &mut Session,
     ) -> Result<bool, Self::Error> {
-        let chosen = self.listen(session.handle(), Place::Tcp(address.to_owned(), *port)).await;
+        let chosen = Box::pin(self.listen(session.handle(), Place::Tcp(address.to_owned(), *port))).await;
         if let Some(chosen) = chosen.filter(|_| *port == 0) {
             *port = chosen;
         }
@@ -428,11 +429,11 @@ impl Handler for Connection {
         port: u32,
         _session: &mut Session,
     ) -> Result<bool, Self::Error> {
-        Ok(self.remote.end(Place::Tcp(address.to_owned(), port)).await)
+        Ok(Box::pin(self.remote.end(Place::Tcp(address.to_owned(), port))).await)
     }
 
     async fn streamlocal_forward(&mut self, path: &str, session: &mut Session) -> Result<bool, Self::Error> {
-        Ok(self.listen(session.handle(), Place::UnixSocket(path.to_owned())).await.is_some())
+        Ok(Box::pin(self.listen(session.handle(), Place::UnixSocket(path.to_owned()))).await.is_some())
     }
 
     async fn cancel_streamlocal_forward(
@@ -440,6 +441,6 @@ impl Handler for Connection {
         path: &str,
         _session: &mut Session,
     ) -> Result<bool, Self::Error> {
-        Ok(self.remote.end(Place::UnixSocket(path.to_owned())).await)
+        Ok(Box::pin(self.remote.end(Place::UnixSocket(path.to_owned()))).await)
     }
 }

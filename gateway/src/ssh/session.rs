@@ -110,7 +110,8 @@ impl Visit {
 pub async fn run(mut visit: Visit, mut channel: Channel<Msg>) {
     match visit.door(Destination::Session) {
         Door::Machine(machine) | Door::Port(machine, _) => enter(visit, channel, machine, Held::new()).await,
-        Door::Lobby(account) => lobby_or_git(visit, channel, account).await,
+        // Rare and large, so not part of each session's task.
+        Door::Lobby(account) => Box::pin(lobby_or_git(visit, channel, account)).await,
         Door::Refuse(why) => {
             if begun(&mut channel, &visit.terms).await.is_some() {
                 let (_, to) = channel.split();
@@ -196,7 +197,8 @@ pub async fn enter(visit: Visit, mut channel: Channel<Msg>, machine: Arc<Machine
         let opened = visit.gateway.pool.open(&machine.account, &machine, &Wanted::Session).await;
         opened.map_err(|error| error.to_string())
     };
-    tokio::pin!(opening);
+    // Given back once it is open: a session is idle for most of its life.
+    let mut opening = Box::pin(opening);
     let mut waiting = Waiting::new(&machine, held);
     let opened = loop {
         tokio::select! {
@@ -208,6 +210,7 @@ pub async fn enter(visit: Visit, mut channel: Channel<Msg>, machine: Arc<Machine
             () = &mut waiting.patience, if !waiting.told => waiting.tell(&channel).await,
         }
     };
+    drop(opening);
     match opened {
         Ok((mut lease, machine_side)) => {
             let passage = Passage { visit: &visit, machine: &machine };
