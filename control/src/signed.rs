@@ -61,6 +61,10 @@ pub fn check(token: &str, domain: &str, now: UnixMs) -> Result<Signed> {
     let mut rest = signature.as_slice();
     let signature =
         SshSig::decode(&mut rest).map_err(|error| refused(&format!("its signature is damaged ({error})")))?;
+    // The version is not covered by the signature, and the library takes any that is not newer.
+    if signature.version() != SshSig::VERSION {
+        return Err(refused("its signature is of an unknown version"));
+    }
     if !rest.is_empty() {
         return Err(refused("something follows its signature"));
     }
