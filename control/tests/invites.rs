@@ -12,6 +12,11 @@ use serde_json::{Value, json};
 use support::MACHINES;
 use support::people::{People, ask, key, launch, refused};
 
+/// An invite that does not let `client` in, and why.
+async fn not_accepted(client: &Client, made: &api::InviteMade, status: u16, why: &str) {
+    refused(client, Method::POST, "/v1/invites/accept", json!({"invite": made.code}), status, why).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invite_is_good_once_for_what_it_says_and_its_secret_is_nowhere() {
     let people = People::up(&["hosta"]).await;
@@ -24,8 +29,7 @@ async fn an_invite_is_good_once_for_what_it_says_and_its_secret_is_nowhere() {
     assert_eq!(listed[0]["id"], made.invite.id);
     assert_eq!(listed[0]["gives"]["slug"], "web");
     assert!(!listed.to_string().contains(&made.code.0) && !format!("{made:?}").contains(&made.code.0));
-    refused(&people.of("ann"), Method::POST, "/v1/invites/accept", json!({"invite": made.code}), 409, "own")
-        .await;
+    not_accepted(&people.of("ann"), &made, 409, "own").await;
 
     // Of many who come with one use, one gets it.
     let accept = |client: Client| {
@@ -35,15 +39,7 @@ async fn an_invite_is_good_once_for_what_it_says_and_its_secret_is_nowhere() {
     let outcomes =
         futures_util::future::join_all(["bob", "cem", "team"].map(|who| accept(people.of(who)))).await;
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1, "{outcomes:?}");
-    refused(
-        &people.of("cem"),
-        Method::POST,
-        "/v1/invites/accept",
-        json!({"invite": made.code}),
-        404,
-        "used up or withdrawn",
-    )
-    .await;
+    not_accepted(&people.of("cem"), &made, 404, "used up or withdrawn").await;
     assert_eq!(ann.get::<Value>(invites).await.unwrap(), json!([]));
 
     // For membership, by key; not twice, not less.
@@ -72,50 +68,18 @@ async fn an_invite_is_good_once_for_what_it_says_and_its_secret_is_nowhere() {
         .await
         .unwrap();
     people.member("team", "bob", "operator").await;
-    refused(
-        &people.of("cem"),
-        Method::POST,
-        "/v1/invites/accept",
-        json!({"invite": by_bob.code}),
-        403,
-        "no admin any more",
-    )
-    .await;
+    not_accepted(&people.of("cem"), &by_bob, 403, "no admin any more").await;
     // Withdrawn, expired, for newcomers, wrong.
     let team = people.of("team");
     refused(&team, Method::DELETE, "/v1/account/invites/zz", Value::Null, 404, "has no invite \"zz\"").await;
     ask(&team, Method::DELETE, &format!("{invites}/{}", made.invite.id), Value::Null).await.unwrap();
-    refused(
-        &people.of("cem"),
-        Method::POST,
-        "/v1/invites/accept",
-        json!({"invite": made.code}),
-        404,
-        "withdrawn",
-    )
-    .await;
+    not_accepted(&people.of("cem"), &made, 404, "withdrawn").await;
     let short: api::InviteMade =
         team.post(invites, &json!({"to": "account", "role": "viewer", "valid": 1})).await.unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
-    refused(
-        &people.of("cem"),
-        Method::POST,
-        "/v1/invites/accept",
-        json!({"invite": short.code}),
-        403,
-        "has expired",
-    )
-    .await;
+    not_accepted(&people.of("cem"), &short, 403, "has expired").await;
     let fleet: api::InviteMade = ann.post(invites, &json!({"to": "fleet"})).await.unwrap();
-    refused(
-        &bob,
-        Method::POST,
-        "/v1/invites/accept",
-        json!({"invite": fleet.code}),
-        409,
-        "you have one: bob",
-    )
-    .await;
+    not_accepted(&bob, &fleet, 409, "you have one: bob").await;
     refused(&bob, Method::POST, invites, json!({"to": "fleet"}), 403, "administrators may").await;
     refused(
         &ann,

@@ -192,16 +192,6 @@ impl Directory {
         machines
     }
 
-    /// The names of the machines at each shared address of the entries, in a stable order.
-    pub fn names_at_entries(&self) -> BTreeMap<Option<Ipv4Addr>, Vec<String>> {
-        let mut names: BTreeMap<Option<Ipv4Addr>, Vec<String>> = BTreeMap::new();
-        for ((address, _), machine) in &self.at_entry {
-            names.entry(Some(*address)).or_default().push(machine.slug.to_string());
-        }
-        names.values_mut().for_each(|names| names.sort_unstable());
-        names
-    }
-
     /// Whether an address of an entry names machines at all.
     pub fn is_shared_address(&self, address: IpAddr) -> bool {
         match address.to_canonical() {

@@ -6,21 +6,24 @@
 //! Where an address is shared among accounts' machines, whoever connects expects a machine's name: there is a certificate for each such
 //! address, with the names of the machines there.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use mashines_fleet::id::HostId;
+use mashines_fleet::view::View;
 use russh::keys::{Certificate, PrivateKey};
 use russh::server;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::control::Control;
-use crate::directory::Directory;
+use crate::directory;
 use crate::keys::{certificate_of, load_or_create, write_private};
 use crate::ssh::server_config;
 
@@ -64,10 +67,14 @@ impl HostKey {
     /// The key's file cannot be read or written.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
         let key = load_or_create(path)?;
-        let file = certificate_file(path, None);
-        let kept = std::fs::read_to_string(&file).ok().and_then(|text| host_certificate_of(&text, &key).ok());
-        let usual = server_config(key.clone(), kept);
-        let settings = watch::Sender::new(Arc::new(Settings { usual, at: HashMap::new() }));
+        let read = |file: &Path| {
+            let text = std::fs::read_to_string(file).ok()?;
+            Some(server_config(key.clone(), Some(host_certificate_of(&text, &key).ok()?)))
+        };
+        let usual = read(&certificate_file(path, None)).unwrap_or_else(|| server_config(key.clone(), None));
+        let kept = addresses_kept(path).into_iter();
+        let at = kept.filter_map(|ip| Some((ip, read(&certificate_file(path, Some(ip)))?))).collect();
+        let settings = watch::Sender::new(Arc::new(Settings { usual, at }));
         Ok(Self { key, file: path.to_owned(), settings })
     }
 
@@ -77,13 +84,19 @@ impl HostKey {
     }
 
     /// Has the key certified, for ever: for the entry once a day, and for each of its shared addresses as often as its machines change.
-    pub async fn keep_certified(self, control: Control, mut directory: watch::Receiver<Arc<Directory>>) {
+    pub async fn keep_certified(
+        self,
+        control: Control,
+        entry: Option<HostId>,
+        mut views: watch::Receiver<Arc<View>>,
+    ) {
         let mut certified: HashMap<Option<Ipv4Addr>, (Vec<String>, Instant)> = HashMap::new();
         let mut pause = RETRY.0;
+        let mut shown = Arc::clone(&views.borrow_and_update());
         loop {
-            let now = Arc::clone(&directory.borrow_and_update());
+            let shared = entry.iter().flat_map(|entry| names_at(&shown, entry));
             let mut failed = None;
-            for (address, names) in [(None, Vec::new())].into_iter().chain(now.names_at_entries()) {
+            for (address, names) in [(None, Vec::new())].into_iter().chain(shared) {
                 let known =
                     certified.get(&address).is_some_and(|(known, at)| *known == names && at.elapsed() < DAY);
                 if known {
@@ -96,22 +109,17 @@ impl HostKey {
                     Err(error) => failed = Some(error),
                 }
             }
-            let rest = match failed {
+            match failed {
                 None => {
                     pause = RETRY.0;
-                    DAY / 8
+                    shown = next(&mut views, shown).await;
                 }
                 Some(error) => {
                     warn!("no certificate for the gateway's host key, trying again in {pause:?}: {error:#}");
+                    sleep(pause).await;
                     pause = (pause * 2).min(RETRY.1);
-                    pause
+                    shown = Arc::clone(&views.borrow_and_update());
                 }
-            };
-            // What changes is not worth a certificate each time; and a closed stream of changes changes nothing.
-            match timeout(rest, directory.changed()).await {
-                Ok(Ok(())) => sleep(SETTLE).await,
-                Ok(Err(_over)) => sleep(rest).await,
-                Err(_quiet) => (),
             }
         }
     }
@@ -140,6 +148,56 @@ impl HostKey {
     }
 }
 
+/// The view when names may have changed since `shown`, or some hours have passed. Hosts report every few seconds; that is no reason.
+async fn next(views: &mut watch::Receiver<Arc<View>>, shown: Arc<View>) -> Arc<View> {
+    let look = sleep(DAY / 8);
+    tokio::pin!(look);
+    loop {
+        tokio::select! {
+            changed = views.changed() => if changed.is_err() {
+                // The daemon is about to end.
+                std::future::pending::<()>().await;
+            },
+            () = &mut look => return Arc::clone(&views.borrow_and_update()),
+        }
+        let view = Arc::clone(&views.borrow_and_update());
+        if !directory::is_same(&shown, &view) || shared_by_entry(&shown) != shared_by_entry(&view) {
+            // Several come at once.
+            sleep(SETTLE).await;
+            return Arc::clone(&views.borrow_and_update());
+        }
+    }
+}
+
+fn shared_by_entry(view: &View) -> Vec<(&HostId, &[Ipv4Addr])> {
+    view.hosts.values().map(|host| (&host.id, host.shared_ipv4())).collect()
+}
+
+/// The names of the machines at each shared address of an entry, in the order of their ids.
+fn names_at(view: &View, entry: &HostId) -> BTreeMap<Option<Ipv4Addr>, Vec<String>> {
+    let shared = view.hosts.get(entry).map(|host| host.shared_ipv4()).unwrap_or_default();
+    let mut names: BTreeMap<Option<Ipv4Addr>, Vec<String>> = BTreeMap::new();
+    for machine in view.machines.values().filter(|machine| directory::is_alive(machine)) {
+        if let Some(address) = machine.net.entry_ipv4.filter(|address| shared.contains(address)) {
+            names.entry(Some(address)).or_default().push(machine.slug.to_string());
+        }
+    }
+    names
+}
+
+/// The addresses that a certificate of the key at `path` is kept for.
+fn addresses_kept(path: &Path) -> Vec<Ipv4Addr> {
+    let (Some(directory), Some(key)) = (path.parent(), path.file_name().and_then(OsStr::to_str)) else {
+        return Vec::new();
+    };
+    let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let names = files.filter_map(|file| file.file_name().into_string().ok());
+    let addresses = names.filter_map(|name| {
+        name.strip_prefix(key)?.strip_prefix('-')?.strip_suffix("-cert.pub")?.parse().ok()
+    });
+    addresses.collect()
+}
+
 fn certificate_file(key: &Path, address: Option<Ipv4Addr>) -> PathBuf {
     let mut file = key.as_os_str().to_owned();
     if let Some(address) = address {
@@ -153,4 +211,42 @@ fn host_certificate_of(text: &str, key: &PrivateKey) -> anyhow::Result<Certifica
     let certificate = certificate_of(key, text)?;
     anyhow::ensure!(certificate.cert_type().is_host(), "it is no host's");
     Ok(certificate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::tests::{machine, view};
+
+    #[test]
+    fn only_the_machines_at_this_entrys_addresses_are_named() {
+        let at = |slug: &str, address: &str| {
+            let mut machine = machine(slug, "ann");
+            machine.net.entry_ipv4 = Some(address.parse().unwrap());
+            machine
+        };
+        let mut view = view(&[at("web", "192.0.2.2"), at("far", "198.51.100.2"), machine("port", "ann")]);
+        let host = serde_json::json!({
+            "id": "entry1", "roles": ["entry"], "region": "r", "api": "[::1]:1", "underlay": "::1", "wireguard_port": 1,
+            "wireguard_key": null, "mesh": "fd00::1", "images": [], "seen_at": 0,
+            "capacity": {"vcpus": 0, "memory_mib": 0, "disk_mib": 0}, "public_ipv4": ["192.0.2.1", "192.0.2.2"],
+        });
+        view.hosts.insert("entry1".parse().unwrap(), Arc::new(serde_json::from_value(host).unwrap()));
+        let address = "192.0.2.2".parse().unwrap();
+        let named = names_at(&view, &"entry1".parse().unwrap());
+        assert_eq!(named, BTreeMap::from([(Some(address), vec!["web".to_owned()])]));
+        assert!(names_at(&view, &"entry2".parse().unwrap()).is_empty());
+    }
+
+    #[test]
+    fn certificates_of_addresses_are_found_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let key = directory.path().join("host_key");
+        let address: Ipv4Addr = "192.0.2.2".parse().unwrap();
+        let others = [certificate_file(&key, None), key.with_extension("new")];
+        for file in others.into_iter().chain([certificate_file(&key, Some(address))]) {
+            std::fs::write(file, "").unwrap();
+        }
+        assert_eq!(addresses_kept(&key), [address]);
+    }
 }

@@ -206,7 +206,9 @@ impl Doors {
         tasks.spawn(Arc::clone(&self.credentials).keep_fresh(self.control.clone()));
         let settings = self.host_key.settings();
         if !self.config.control.is_empty() {
-            tasks.spawn(self.host_key.keep_certified(self.control.clone(), directory.clone()));
+            // Control certifies for the host of our own certificate, whatever ports are bound here.
+            let entry = common.identity.host();
+            tasks.spawn(self.host_key.keep_certified(self.control.clone(), entry, common.view.clone()));
         }
         if let Some(entry) = self.entry {
             let ports = Ports {
@@ -236,7 +238,7 @@ impl Doors {
             door: Door::new(self.config.ssh_limits.without_rate()),
             strangers: Strangers::new(ssh::stranger_limits(self.config.ssh_limits)),
             accounts: Accounts::new(self.config.account_limits),
-            recordings: Some(self.recordings),
+            recordings: self.recordings,
             connections: TaskTracker::new(),
             closing: CancellationToken::new(),
             ending: CancellationToken::new(),

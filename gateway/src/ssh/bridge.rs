@@ -157,10 +157,9 @@ impl Between<'_> {
         let Passage { visit, machine } = *self.passage;
         match request {
             ChannelMsg::RequestPty { term, col_width, row_height, .. } if machine.config.record_sessions => {
-                let Some(recordings) = &visit.gateway.recordings else { return };
                 let terminal = Terminal { kind: term.clone(), size: (*col_width, *row_height) };
                 let title = format!("{} in {}", visit.name(), machine.slug);
-                let told = match recordings.begin(machine.slug.as_str(), &title, &terminal) {
+                let told = match visit.gateway.recordings.begin(machine.slug.as_str(), &title, &terminal) {
                     Ok(tape) => {
                         *self.tape() = Some(tape);
                         "mashines: this session is recorded\r\n"

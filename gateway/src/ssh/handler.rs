@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use mashines_fleet::record::{Machine, UnixMs};
+use mashines_ssh::algorithms;
 use russh::keys::Certificate;
 use russh::server::{
     Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
@@ -174,7 +175,7 @@ impl Handler for Connection {
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, Self::Error> {
         self.login.spoke();
-        if !super::algorithms::is_acceptable(offer.algorithm) {
+        if !algorithms::is_acceptable(offer.algorithm) {
             return Ok(Auth::reject());
         }
         let directory = self.gateway.directory.borrow();
@@ -191,7 +192,7 @@ impl Handler for Connection {
 
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Self::Error> {
         // The user name may have changed since the offer, and the replica too: only what is proven now counts.
-        if !super::algorithms::is_acceptable(key.algorithm) {
+        if !algorithms::is_acceptable(key.algorithm) {
             return Ok(Auth::reject());
         }
         let proof = Proof::Key(Arc::new(key.public_key.clone()));

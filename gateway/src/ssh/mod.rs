@@ -13,7 +13,6 @@
 //! - What a client sends to a channel that takes nothing is queued up to the channel's window (2 MiB), which is granted anew as it is
 //!   read; the connection's other channels go on. This is the one change in `vendor/russh`.
 
-pub mod algorithms;
 pub(crate) mod bridge;
 mod forward;
 mod git;
@@ -21,12 +20,12 @@ mod handler;
 mod newcomer;
 mod remote;
 pub(crate) mod session;
-mod severable;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use mashines_ssh::{Severable, algorithms};
 use russh::keys::{Certificate, PrivateKey};
 use russh::{Disconnect, MethodKind, MethodSet, SshId, server};
 use tokio::net::{TcpListener, TcpStream};
@@ -49,7 +48,6 @@ use crate::proxied::Balancers;
 use crate::recording::Recordings;
 use crate::strangers::{Stranger, Strangers};
 use crate::upstream::Pool;
-use severable::Severable;
 
 /// Pause after an accept that failed, for want of file descriptors for example.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -87,7 +85,7 @@ pub struct Gateway {
     /// What accounts have open at once.
     pub accounts: Arc<Accounts>,
     /// Where sessions at terminals are recorded, of machines that want it.
-    pub recordings: Option<Recordings>,
+    pub recordings: Recordings,
     /// The connections that are there.
     pub connections: TaskTracker,
     /// Nobody is accepted any more.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mashines_fleet::record::Machine;
+use mashines_ssh::algorithms;
 use russh::client::{self, AuthResult, ChannelOpenHandle, Handle, Msg, Session};
 use russh::keys::PublicKeyOrCertificate;
 use russh::{Channel, ChannelOpenFailure, server};
@@ -14,7 +15,7 @@ use tokio::time::timeout;
 use super::credentials::{Credentials, NoCertificate};
 use super::pins::{HostKeyMismatch, Pins};
 use crate::dial::{DialError, dial, patience};
-use crate::ssh::{CHANNEL_QUEUE, algorithms, bridge};
+use crate::ssh::{CHANNEL_QUEUE, bridge};
 
 /// Key exchange and authentication together. Generous: a guest's first logins are slow.
 const HANDSHAKE: Duration = Duration::from_secs(20);

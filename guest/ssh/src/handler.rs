@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use mashines_ssh::algorithms;
 use russh::keys::Certificate;
 use russh::server::{
     Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
@@ -19,12 +20,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::access::{Terms, USER};
+use crate::forward;
 use crate::program::{self, Request};
 use crate::remote::{Place, Remote};
 use crate::server::{Machine, methods};
 use crate::session::{self, Asked, Controls};
 use crate::terminal::Terminal;
-use crate::{algorithms, forward};
 
 /// Channels at once in one connection.
 const MAX_CHANNELS: usize = 64;

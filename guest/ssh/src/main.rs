@@ -14,7 +14,6 @@
 //! is left of a session is ended with its client, and an image without any shell can still run its programs.
 
 mod access;
-mod algorithms;
 mod forward;
 mod handler;
 mod program;
@@ -22,7 +21,6 @@ mod remote;
 mod resolve;
 mod server;
 mod session;
-mod severable;
 mod sftp;
 mod spawn;
 mod terminal;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use mashines_guest::Config;
+use mashines_ssh::{Severable, algorithms};
 use russh::keys::key::safe_rng;
 use russh::keys::{Algorithm, Certificate, PrivateKey};
 use russh::{Disconnect, MethodKind, MethodSet, SshId, server};
@@ -19,9 +20,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::access::Access;
-use crate::algorithms;
 use crate::handler::Connection;
-use crate::severable::Severable;
 
 /// Port 22 of every address, of both families.
 pub const EVERYWHERE: &str = "[::]:22";

@@ -166,9 +166,9 @@ impl Machine {
     }
 
     /// The front, as its unit starts it.
-    pub fn front(&self) -> Child {
+    pub fn front(&self) -> Front {
         let mut command = Command::new(AGENT);
-        self.environment(&mut command).args(["deploy", "front"]).spawn().unwrap()
+        Front(self.environment(&mut command).args(["deploy", "front"]).spawn().unwrap())
     }
 
     pub fn agent(&self, arguments: &[&str], stdin: &str) -> Output {
@@ -383,4 +383,20 @@ pub fn processes_with(word: &str) -> Vec<Pid> {
 
 pub fn kill_hard(pid: Pid) {
     kill(pid, Signal::SIGKILL).unwrap();
+}
+
+/// Whether it runs; ended and not yet waited for is ended (proc(5): the state stands behind the name in parentheses).
+pub fn is_alive(pid: Pid) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// A front that a test started; it ends with the test, however that ends.
+pub struct Front(Child);
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

@@ -1,4 +1,4 @@
-//! What the gateway speaks, to clients and to machines.
+//! What our servers speak, and the gateway towards machines.
 
 use std::borrow::Cow;
 
