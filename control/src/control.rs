@@ -1,6 +1,7 @@
 //! Control as one value: what every request and every executor is given. And how it starts and stops.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mashines_fleet::daemon::Common;
@@ -9,6 +10,7 @@ use mashines_fleet::id::{HostId, MachineId, MigrationId};
 use mashines_fleet::pki::{Ca, ClientCertificates, Identity};
 use mashines_fleet::record::{Host, Machine};
 use mashines_fleet::rpc::Limits;
+use mashines_fleet::sealed::EntrySecret;
 use mashines_fleet::store::{SqliteStore, Store};
 use mashines_fleet::view::View;
 use tokio::net::TcpListener;
@@ -40,6 +42,8 @@ pub struct Inner {
     pub ca: Ca,
     /// The platform's SSH CA.
     pub ssh_ca: SshCa,
+    /// What seals secrets among the facts.
+    pub secret: EntrySecret,
     /// Held from choosing a host to the commit that takes the room: of two launches one must see the other's.
     pub placing: tokio::sync::Mutex<()>,
     /// Accounts that were made lately; held while one is made.
@@ -65,7 +69,12 @@ impl Control {
     ///
     /// # Errors
     /// The store holds none, or is damaged.
-    pub async fn open(config: Config, store: Arc<dyn Store>, identity: Identity) -> Result<Self> {
+    pub async fn open(
+        config: Config,
+        store: Arc<dyn Store>,
+        identity: Identity,
+        secret: EntrySecret,
+    ) -> Result<Self> {
         let records = Records::open(store).await?;
         let missing = || Failure::not_found("the store holds no fleet: `mashinesd init` makes one");
         let ca: Secret = records.private(Private::Ca).await?.ok_or_else(missing)?;
@@ -74,6 +83,7 @@ impl Control {
             hosts: Hosts::new(identity),
             ca: Ca::from_pem(ca.public, ca.secret),
             ssh_ca: SshCa::from_secret(&ssh.secret)?,
+            secret,
             placing: tokio::sync::Mutex::default(),
             newcomers: tokio::sync::Mutex::default(),
             sagas: Mutex::default(),
@@ -225,6 +235,19 @@ pub async fn run(config: Config, common: Common) -> anyhow::Result<()> {
     run_with(config, common, listener).await
 }
 
+/// The secret that entries share, made when there is none: beside the store and not in it, so that who has a copy of the store only
+/// has no private key of anybody.
+fn entry_secret(path: &Path) -> anyhow::Result<EntrySecret> {
+    use anyhow::Context;
+    let kept = EntrySecret::load(path).with_context(|| format!("the entries' secret {}", path.display()))?;
+    if let Some(secret) = kept {
+        return Ok(secret);
+    }
+    let secret = EntrySecret::random();
+    secret.save(path).with_context(|| format!("write the entries' secret {}", path.display()))?;
+    Ok(secret)
+}
+
 /// The same on a listener that is open already.
 ///
 /// # Errors
@@ -232,7 +255,8 @@ pub async fn run(config: Config, common: Common) -> anyhow::Result<()> {
 pub async fn run_with(config: Config, common: Common, listener: TcpListener) -> anyhow::Result<()> {
     let path = config.store_path(&common.state_dir);
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&path)?);
-    let control = Control::open(config, store, common.identity.clone()).await?;
+    let secret = entry_secret(&common.state_dir.join("entries.key"))?;
+    let control = Control::open(config, store, common.identity.clone(), secret).await?;
     let tls = common.identity.server_config(ClientCertificates::Optional)?;
     let app = crate::api::router(control.clone());
     let driver = Driver::new(control);

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use futures_util::Future;
 use mashines_fleet::id::{AccountId, AppName, HostId, MachineId, MigrationId, VolumeId};
 use mashines_fleet::key::{Key, PRIVATE, is_private};
-use mashines_fleet::record::{Account, FleetConfig, Host, Machine, Migration, Volume};
+use mashines_fleet::record::{
+    Account, Certificate, Domain, FleetConfig, Host, Machine, Migration, Volume, ZoneKeys,
+};
 use mashines_fleet::store::{Expect, Store, Transaction};
 use mashines_fleet::stream::{Follower, Position};
 use mashines_fleet::view::View;
@@ -38,7 +40,10 @@ macro_rules! records {
         }
     )*};
 }
-records!(Account => Account, Host => Host, Machine => Machine, Volume => Volume, Migration => Migration);
+records!(
+    Account => Account, Host => Host, Machine => Machine, Volume => Volume, Migration => Migration, Domain => Domain,
+    Certificate => Certificate, ZoneKeys => ZoneKeys
+);
 
 impl Record for FleetConfig {
     fn key(&self) -> Key {

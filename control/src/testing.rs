@@ -56,6 +56,8 @@ pub fn machine(place: Option<(&str, u64)>) -> Machine {
         },
         host_key_public: None,
         shares: vec![],
+        records: vec![],
+        update_key: None,
         created_at: 0,
         updated_at: 0,
         events: vec![],

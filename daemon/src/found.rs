@@ -85,7 +85,9 @@ async fn join_own(config: &Config, control: &mashines_control::Config, identity:
     };
     let (stop, shutdown) = watch::channel(false);
     let (view, following) = follow(replica);
-    let common = Common { state_dir: config.state_dir.clone(), identity: identity.clone(), view, shutdown };
+    let (_nobody, secret) = watch::channel(None);
+    let common =
+        Common { state_dir: config.state_dir.clone(), identity: identity.clone(), view, secret, shutdown };
     let serving = tokio::spawn(mashines_control::run(control.clone(), common));
     let joined = tokio::time::timeout(OWN_CONTROL_PATIENCE, async {
         loop {

@@ -8,6 +8,7 @@ mod found;
 mod netview;
 mod report;
 mod run;
+mod secret;
 
 use std::io::{IsTerminal as _, Read as _};
 use std::path::PathBuf;

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::config::{Config, Role};
-use crate::{netview, report};
+use crate::{netview, report, secret};
 
 /// How long the roles may take to put their things in order.
 const GRACE: Duration = Duration::from_secs(10);
@@ -28,7 +28,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How long netd waits to hear the fleet's prefix when the configuration names none.
 const PREFIX_PATIENCE: Duration = Duration::from_secs(15);
 
-type Ended = (&'static str, Result<()>);
+pub(crate) type Ended = (&'static str, Result<()>);
 
 /// Runs the roles; returns when all of them ended in order.
 pub async fn run(config: Config, roles: BTreeSet<Role>) -> Result<()> {
@@ -127,7 +127,8 @@ fn common(
         file: config.state_dir.join(format!("replica-{copy}.json")),
     };
     let (view, _following) = follow(replica);
-    Ok(Common { state_dir: config.state_dir.clone(), identity, view, shutdown })
+    let (_nobody, secret) = watch::channel(None);
+    Ok(Common { state_dir: config.state_dir.clone(), identity, view, secret, shutdown })
 }
 
 fn start_netd(config: &Arc<Config>, common: &Common, tasks: &mut JoinSet<Ended>) {
@@ -187,6 +188,7 @@ fn start_host(config: &Arc<Config>, common: &Common, tasks: &mut JoinSet<Ended>)
 }
 
 fn start_entry(config: &Arc<Config>, common: &Common, tasks: &mut JoinSet<Ended>) -> Result<()> {
+    let common = &Common { secret: secret::follow(config, common, tasks)?, ..common.clone() };
     let mut doors = config.gateway.clone().context("the role `entry` needs a section [gateway]")?;
     if doors.control.is_empty() {
         doors.control = config.control_urls()?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::pki::Identity;
+use crate::sealed::EntrySecret;
 use crate::view::View;
 
 /// The surroundings of a role: `pub async fn run(config: Config, common: Common) -> anyhow::Result<()>`.
@@ -17,6 +18,8 @@ pub struct Common {
     pub identity: Identity,
     /// The fleet, as last heard from control.
     pub view: watch::Receiver<Arc<View>>,
+    /// What opens the secrets among the facts: at control and at entries; none elsewhere, and until an entry has it of control.
+    pub secret: watch::Receiver<Option<EntrySecret>>,
     /// Becomes true once: the role puts its things in order and returns. A dropped sender means the same.
     pub shutdown: watch::Receiver<bool>,
 }

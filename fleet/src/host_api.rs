@@ -276,3 +276,13 @@ pub struct Report {
     #[serde(default)]
     pub state: Option<HostState>,
 }
+
+/// Where an entry asks control for the secret that it shares with the other entries.
+pub const ENTRY_SECRET: &str = "/internal/v1/entry-secret";
+
+/// The answer: [`EntrySecret::to_hex`](crate::sealed::EntrySecret::to_hex).
+#[derive(Clone, Serialize, Deserialize)]
+pub struct EntrySecretAnswer {
+    /// 64 hex digits.
+    pub secret: String,
+}

@@ -112,6 +112,32 @@ id!(
     ImageName, "image name", "a DNS label: a-z, 0-9 and hyphens, at most 63", label
 );
 
+/// Labels of letters, digits and hyphens (RFC 1123), lower case, without the last dot; underscores as in service names; `*` may come first.
+fn domain(s: &str) -> bool {
+    let rest = s.strip_prefix("*.").unwrap_or(s);
+    let label_of = |part: &str| {
+        let plain = part.strip_prefix('_').unwrap_or(part);
+        label(plain) && part.len() <= 63
+    };
+    s.len() <= 253 && rest.split('.').count() >= 2 && rest.split('.').all(label_of)
+}
+
+id!(
+    /// A name in DNS in full: `www.example.org`, `*.mashine.dev`.
+    DomainName, "domain name", "labels of a-z, 0-9 and hyphens with dots between them, at most 253", domain
+);
+id!(
+    /// What an issuer wants to see: a ULID.
+    ChallengeId, "challenge id", "a ULID: 26 characters", ulid
+);
+
+impl ChallengeId {
+    /// A new id, ordered by time.
+    pub fn generate() -> Self {
+        Self(ulid::Ulid::generate().to_string())
+    }
+}
+
 fn random_hex14() -> String {
     let mut s = format!("{:016x}", rand::random::<u64>());
     s.truncate(14);
@@ -166,6 +192,36 @@ mod tests {
         assert!(MachineId::random().as_str().parse::<MachineId>().is_ok());
         assert!(VolumeId::random().as_str().parse::<VolumeId>().is_ok());
         assert!(MigrationId::generate().as_str().parse::<MigrationId>().is_ok());
+    }
+
+    #[test]
+    fn domain_names_are_lower_case_and_whole() {
+        for good in [
+            "example.org",
+            "*.mashine.dev",
+            "_acme-challenge.a.example",
+            "xn--bcher-kva.example",
+            "2.0.192.in-addr.arpa",
+        ] {
+            assert!(good.parse::<DomainName>().is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            ".",
+            "localhost",
+            "a..b",
+            "a.b.",
+            "*.",
+            "a.*.b",
+            "**.a.b",
+            "A.b",
+            "a/b.c",
+            "-a.b",
+            "a.b ",
+            &"a.".repeat(150),
+        ] {
+            assert!(bad.parse::<DomainName>().is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -8,6 +8,10 @@
 //! | `machines/ID` | [`record::Machine`](crate::record::Machine) | yes |
 //! | `volumes/ID` | [`record::Volume`](crate::record::Volume) | yes |
 //! | `migrations/ID` | [`record::Migration`](crate::record::Migration) | yes |
+//! | `domains/NAME` | [`record::Domain`](crate::record::Domain) | yes |
+//! | `certificates/NAME` | [`record::Certificate`](crate::record::Certificate) | yes, its key [sealed](crate::sealed) |
+//! | `challenges/ID` | [`record::Challenge`](crate::record::Challenge) | yes |
+//! | `zone-keys/ZONE` | [`record::ZoneKeys`](crate::record::ZoneKeys) | yes, sealed |
 //! | `private/…` | CA keys, hashes of tokens, indices that keep names and addresses unique | **never** |
 //!
 //! Nothing below `private/` enters the change log, so no bug in a reader of the log can leak it.
@@ -15,7 +19,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::id::{AccountId, HostId, MachineId, MigrationId, VolumeId};
+use crate::id::{AccountId, ChallengeId, DomainName, HostId, MachineId, MigrationId, VolumeId};
 
 /// Everything below it stays in control's store: not in the change log, not in any stream.
 pub const PRIVATE: &str = "private/";
@@ -40,6 +44,14 @@ pub enum Key {
     Volume(VolumeId),
     /// A migration.
     Migration(MigrationId),
+    /// A name outside of the fleet's zones.
+    Domain(DomainName),
+    /// A certificate, by its first name.
+    Certificate(DomainName),
+    /// What an issuer wants to see.
+    Challenge(ChallengeId),
+    /// The keys of a zone.
+    ZoneKeys(DomainName),
 }
 
 impl fmt::Display for Key {
@@ -51,6 +63,10 @@ impl fmt::Display for Key {
             Self::Machine(id) => write!(f, "machines/{id}"),
             Self::Volume(id) => write!(f, "volumes/{id}"),
             Self::Migration(id) => write!(f, "migrations/{id}"),
+            Self::Domain(name) => write!(f, "domains/{name}"),
+            Self::Certificate(name) => write!(f, "certificates/{name}"),
+            Self::Challenge(id) => write!(f, "challenges/{id}"),
+            Self::ZoneKeys(zone) => write!(f, "zone-keys/{zone}"),
         }
     }
 }
@@ -75,6 +91,10 @@ impl FromStr for Key {
             "machines" => id.parse().map(Self::Machine).map_err(|_| unknown()),
             "volumes" => id.parse().map(Self::Volume).map_err(|_| unknown()),
             "migrations" => id.parse().map(Self::Migration).map_err(|_| unknown()),
+            "domains" => id.parse().map(Self::Domain).map_err(|_| unknown()),
+            "certificates" => id.parse().map(Self::Certificate).map_err(|_| unknown()),
+            "challenges" => id.parse().map(Self::Challenge).map_err(|_| unknown()),
+            "zone-keys" => id.parse().map(Self::ZoneKeys).map_err(|_| unknown()),
             _ => Err(unknown()),
         }
     }

@@ -13,6 +13,7 @@ pub mod pki;
 pub mod record;
 pub mod replica;
 pub mod rpc;
+pub mod sealed;
 pub mod store;
 pub mod stream;
 pub mod view;

@@ -3,11 +3,17 @@
 //! Records are JSON in the store under the keys of `Key`. Fields are only ever added, with a default:
 //! an older daemon keeps reading a newer store.
 
+mod names;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::names::{
+    Certificate, CertificateLease, CertificateSource, Challenge, Domain, OwnRecord, Problem, Show, UpdateKey,
+    ZoneKey, ZoneKeyState, ZoneKeys,
+};
 use crate::id::{AccountId, AppName, Epoch, HostId, ImageName, MachineId, MigrationId, Slug, VolumeId};
 
 /// Milliseconds since the Unix epoch, UTC.
@@ -184,6 +190,12 @@ pub struct Machine {
     /// Other accounts that may enter it.
     #[serde(default)]
     pub shares: Vec<Share>,
+    /// What its owner put into DNS at its name and below it.
+    #[serde(default)]
+    pub records: Vec<OwnRecord>,
+    /// With what its owner changes `_acme-challenge` below its name.
+    #[serde(default)]
+    pub update_key: Option<UpdateKey>,
     /// Creation.
     pub created_at: UnixMs,
     /// Last change.

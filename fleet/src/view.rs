@@ -10,9 +10,11 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::id::{AccountId, HostId, MachineId, MigrationId, VolumeId};
+use crate::id::{AccountId, ChallengeId, DomainName, HostId, MachineId, MigrationId, VolumeId};
 use crate::key::Key;
-use crate::record::{Account, FleetConfig, Host, Machine, Migration, Volume};
+use crate::record::{
+    Account, Certificate, Challenge, Domain, FleetConfig, Host, Machine, Migration, Volume, ZoneKeys,
+};
 
 /// All streamed records at one revision of the store.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -31,6 +33,18 @@ pub struct View {
     pub volumes: BTreeMap<VolumeId, Arc<Volume>>,
     /// Migrations, finished ones for a while too.
     pub migrations: BTreeMap<MigrationId, Arc<Migration>>,
+    /// Names outside of the fleet's zones.
+    #[serde(default)]
+    pub domains: BTreeMap<DomainName, Arc<Domain>>,
+    /// Certificates, by their first names.
+    #[serde(default)]
+    pub certificates: BTreeMap<DomainName, Arc<Certificate>>,
+    /// What issuers want to see now.
+    #[serde(default)]
+    pub challenges: BTreeMap<ChallengeId, Arc<Challenge>>,
+    /// The keys that zones are signed with.
+    #[serde(default)]
+    pub zone_keys: BTreeMap<DomainName, Arc<ZoneKeys>>,
 }
 
 /// One record's change.
@@ -89,6 +103,10 @@ impl View {
             Key::Machine(id) => decode(change).map(|record| put(&mut self.machines, id, record)),
             Key::Volume(id) => decode(change).map(|record| put(&mut self.volumes, id, record)),
             Key::Migration(id) => decode(change).map(|record| put(&mut self.migrations, id, record)),
+            Key::Domain(name) => decode(change).map(|record| put(&mut self.domains, name, record)),
+            Key::Certificate(name) => decode(change).map(|record| put(&mut self.certificates, name, record)),
+            Key::Challenge(id) => decode(change).map(|record| put(&mut self.challenges, id, record)),
+            Key::ZoneKeys(zone) => decode(change).map(|record| put(&mut self.zone_keys, zone, record)),
         };
         outcome.map_err(|why| Skipped { key: change.key.clone(), revision: self.revision, why })
     }
@@ -154,7 +172,7 @@ mod tests {
     #[test]
     fn kinds_of_a_newer_version_are_passed_over() {
         let mut view = View::default();
-        let foreign = Change { key: "certificates/x".into(), value: Some(json!({})) };
+        let foreign = Change { key: "kinds-to-come/x".into(), value: Some(json!({})) };
         assert!(view.apply(&Batch { revision: 1, changes: vec![foreign] }).is_empty());
         assert_eq!(view.revision, 1);
     }

@@ -137,6 +137,8 @@ impl Launch<'_> {
             net,
             host_key_public: Some(host_key.public.clone()),
             shares: Vec::new(),
+            records: Vec::new(),
+            update_key: None,
             created_at: now,
             updated_at: now,
             events: Vec::new(),

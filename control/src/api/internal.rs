@@ -10,7 +10,7 @@ use axum::{Json, Router};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use mashines_fleet::api::DEFAULT_APP;
-use mashines_fleet::host_api::Report;
+use mashines_fleet::host_api::{ENTRY_SECRET, EntrySecretAnswer, Report};
 use mashines_fleet::id::HostId;
 use mashines_fleet::join::{JoinAnswer, JoinRequest, JoinToken};
 use mashines_fleet::key::Key;
@@ -40,6 +40,7 @@ pub fn router() -> Router<Control> {
         .route("/internal/v1/hosts/{host}/report", post(report))
         .route("/internal/v1/ssh/certificates", post(certify))
         .route("/internal/v1/ssh/host-certificates", post(certify_host))
+        .route(ENTRY_SECRET, get(entry_secret))
         .route("/internal/v1/sign-up", post(account::sign_up))
         .route("/internal/v1/invites/accept", post(invites::accept_for))
         .route("/internal/v1/tokens/join", post(token))
@@ -117,6 +118,11 @@ fn is_news(known: &Host, told: &Host, of_host: bool) -> Option<Host> {
     let same =
         Host { roles: next.roles.clone(), ..known.clone() } == next && next.roles.len() == known.roles.len();
     (!same || stale).then_some(Host { seen_at: now, ..next })
+}
+
+/// What opens the secrets among the facts.
+async fn entry_secret(State(control): State<Control>, Entry(_): Entry) -> Answer<EntrySecretAnswer> {
+    Ok(Json(EntrySecretAnswer { secret: control.secret.to_hex() }))
 }
 
 #[derive(Deserialize)]

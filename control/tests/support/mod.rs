@@ -104,6 +104,7 @@ impl Fleet {
             state_dir: self.state.path().to_owned(),
             identity: self.identity.clone(),
             view: watch::channel(Default::default()).1,
+            secret: watch::channel(None).1,
             shutdown,
         };
         let config = self.config.clone();

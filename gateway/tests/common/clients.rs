@@ -126,13 +126,18 @@ async fn hear(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
 }
 
 /// Says something to a hearer and wants its answer.
-pub async fn say(mut stream: impl AsyncRead + AsyncWrite + Unpin, word: &str) -> String {
+pub async fn say(stream: impl AsyncRead + AsyncWrite + Unpin, word: &str) -> String {
+    ask(stream, word).await.unwrap()
+}
+
+/// The same, where the connection may be refused.
+pub async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, word: &str) -> std::io::Result<String> {
     let talk = async {
-        stream.write_all(word.as_bytes()).await.unwrap();
-        stream.shutdown().await.unwrap();
+        stream.write_all(word.as_bytes()).await?;
+        stream.shutdown().await?;
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
     };
     tokio::time::timeout(Duration::from_secs(20), talk).await.expect("no answer")
 }

@@ -146,7 +146,9 @@ impl Stage {
         let (views, view) = watch::channel(Arc::new(View::default()));
         let (shutdown, stop) = watch::channel(false);
         let identity = ca.issue(&PeerName::host(&"entry1".parse().unwrap()), &[]).unwrap();
-        let common = Common { state_dir: directory.path().to_owned(), identity, view, shutdown: stop };
+        let (_nobody, secret) = watch::channel(None);
+        let common =
+            Common { state_dir: directory.path().to_owned(), identity, view, secret, shutdown: stop };
         let doors = Doors::open(&config, &common).await.unwrap();
         let every_address = doors.ssh_addresses().unwrap();
         let gateway = SocketAddr::from(([127, 0, 0, 1], every_address[0].port()));
