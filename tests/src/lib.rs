@@ -26,3 +26,4 @@ pub mod person;
 pub mod probe;
 pub mod run;
 pub mod stream;
+pub mod through;
