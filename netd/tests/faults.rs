@@ -340,4 +340,8 @@ fn an_entry_answers_machines_web_ports_and_reaches_them_itself() {
     fleet.entry.start();
     let rules = fleet.entry.ns.ip("-6 rule show");
     assert_eq!(rules.matches("lookup 111").count(), 1, "a rule that is wanted no more goes: {rules}");
+    fleet.entry.kill();
+    fleet.entry.config.web_ports = vec![];
+    fleet.entry.start();
+    assert!(!fleet.entry.ns.ip("-6 route show table all").contains("table 111"), "and so does the route");
 }

@@ -16,10 +16,11 @@ use futures_util::TryStreamExt;
 use ipnetwork::{IpNetwork, Ipv6Network};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::IpProtocol;
-use rtnetlink::packet_route::route::{RouteAttribute, RouteProtocol, RouteScope, RouteType};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope, RouteType};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use rtnetlink::{IpVersion, RouteMessageBuilder};
 
+use super::routes::PROTOCOL;
 use super::{
     EGRESS_TABLE, Kernel, MACHINE_MARK, MACHINES_TABLE, WEB_TABLE, absent_is_fine, all_or_several,
     present_is_fine, wrap,
@@ -102,23 +103,24 @@ impl Kernel {
     /// Makes this host's rules what they should be: what is right already stays, what is no longer wanted goes.
     pub async fn put_rules(&self, config: &NetdConfig, egress: bool) -> Result<(), Error> {
         let wanted = wanted(config, egress);
-        if wanted.iter().any(|rule| rule.table == WEB_TABLE) {
-            for region in regions(config) {
-                self.take_locally(region).await?;
-            }
-        }
         let found = self.own_rules().await?;
+        let stale =
+            found.iter().filter(|(_, rule)| !wanted.contains(rule)).map(|(message, _)| message.clone());
+        let takes = wanted.iter().any(|rule| rule.table == WEB_TABLE);
+        let regions: Vec<Ipv6Network> = regions(config).filter(|_| takes).collect();
+        self.put_local_routes(&regions).await?;
         for rule in wanted.iter().filter(|rule| !found.iter().any(|(_, there)| there == *rule)) {
             present_is_fine(self.add_rule(rule).await)?;
         }
-        let stale = found.into_iter().filter(|(_, rule)| !wanted.contains(rule));
-        self.drop_rules(stale.map(|(message, _)| message)).await
+        self.drop_rules(stale).await
     }
 
     /// Takes all of them away; answers every failure.
     pub async fn delete_rules(&self) -> Result<(), Error> {
         let found = self.own_rules().await?;
-        self.drop_rules(found.into_iter().map(|(message, _)| message)).await
+        let rules = self.drop_rules(found.into_iter().map(|(message, _)| message)).await;
+        let routes = self.put_local_routes(&[]).await;
+        all_or_several([rules, routes].into_iter().filter_map(Result::err).collect())
     }
 
     async fn add_rule(&self, rule: &Rule) -> Result<(), Error> {
@@ -163,19 +165,43 @@ impl Kernel {
         all_or_several(failures)
     }
 
-    /// `local REGION dev lo` in the web table: whatever is looked up there is this box's own.
-    async fn take_locally(&self, region: Ipv6Network) -> Result<(), Error> {
-        let mut message = RouteMessageBuilder::<Ipv6Addr>::new()
-            .destination_prefix(region.network(), region.prefix())
-            .table_id(WEB_TABLE.into())
-            .build();
-        message.header.kind = RouteType::Local;
-        message.header.scope = RouteScope::Host;
-        message.header.protocol = RouteProtocol::Other(109);
-        message.attributes.push(RouteAttribute::Oif(LOOPBACK));
-        let put = self.handle.route().add(message).replace().execute().await;
-        put.map_err(wrap("replace", || format!("the local route of {region}")))
+    /// `local REGION dev lo` in the web table, for these and no others: whatever is looked up there is this box's own.
+    async fn put_local_routes(&self, regions: &[Ipv6Network]) -> Result<(), Error> {
+        let listed = self.handle.route().get(RouteMessageBuilder::<Ipv6Addr>::new().build()).execute();
+        let found: Vec<RouteMessage> =
+            listed.try_collect().await.map_err(wrap("list", || "the routes".into()))?;
+        let found: Vec<_> =
+            found.into_iter().filter_map(|route| local_region(&route).map(|to| (to, route))).collect();
+        for region in regions.iter().filter(|region| !found.iter().any(|(there, _)| there == *region)) {
+            let put = self.handle.route().add(local_route(*region)).execute().await;
+            present_is_fine(put.map_err(wrap("add", || format!("the local route of {region}"))))?;
+        }
+        for (region, route) in found.into_iter().filter(|(there, _)| !regions.contains(there)) {
+            let dropped = self.handle.route().del(route).execute().await;
+            absent_is_fine(dropped.map_err(wrap("delete", || format!("the local route of {region}"))))?;
+        }
+        Ok(())
     }
+}
+
+fn local_route(region: Ipv6Network) -> RouteMessage {
+    let to = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(region.network(), region.prefix());
+    let mut message = to.table_id(WEB_TABLE.into()).build();
+    message.header.kind = RouteType::Local;
+    message.header.scope = RouteScope::Host;
+    message.header.protocol = PROTOCOL;
+    message.attributes.push(RouteAttribute::Oif(LOOPBACK));
+    message
+}
+
+/// What a route of the web table is for.
+fn local_region(route: &RouteMessage) -> Option<Ipv6Network> {
+    let to = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(*address),
+        _ => None,
+    });
+    let ours = route.header.table == WEB_TABLE && route.header.protocol == PROTOCOL;
+    to.filter(|_| ours).and_then(|to| Ipv6Network::new(to, route.header.destination_prefix_length).ok())
 }
 
 /// A rule of ours, as the kernel shows it.
