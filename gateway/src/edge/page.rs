@@ -174,7 +174,10 @@ mod tests {
             headers.insert(ACCEPT, HeaderValue::from_static(accept));
         }
         let response = page.again_after(3).render(&headers);
-        assert_eq!((response.status().as_u16(), &response.headers()[RETRY_AFTER]), (502, "3"));
+        assert_eq!(
+            (response.status(), response.headers()[RETRY_AFTER].as_bytes()),
+            (StatusCode::BAD_GATEWAY, &b"3"[..])
+        );
         assert_eq!(response.headers()[CONTENT_LENGTH], response.body().len().to_string());
         let kind = response.headers()[CONTENT_TYPE].to_str().unwrap().to_owned();
         (kind, String::from_utf8(response.into_body().to_vec()).unwrap())

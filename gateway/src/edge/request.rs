@@ -55,7 +55,7 @@ pub fn name(parts: &request::Parts, sni: Option<&str>) -> Result<Name, Page> {
     if authority.as_str().contains('@') {
         return Err(bad("The request's host holds a user name"));
     }
-    if !authority.as_str().is_ascii() || (authority.port().is_some() && authority.port_u16().is_none()) {
+    if !is_port(authority.as_str().strip_prefix(authority.host()).unwrap_or_default()) {
         return Err(bad("The request's host is no name"));
     }
     let written = authority.as_str().to_owned();
@@ -68,6 +68,12 @@ pub fn name(parts: &request::Parts, sni: Option<&str>) -> Result<Name, Page> {
         ));
     }
     Ok(Name { host, written })
+}
+
+/// What may follow a host: nothing, or `:` and a number, which may be left out (RFC 3986 §3.2.3).
+fn is_port(rest: &str) -> bool {
+    let digits = if rest.is_empty() { Some("") } else { rest.strip_prefix(':') };
+    digits.is_some_and(|digits| digits.is_empty() || digits.parse::<u16>().is_ok())
 }
 
 /// What hyper and h2 let pass that is not to reach a machine.

@@ -7,12 +7,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use anyhow::Context as _;
 use mashines_fleet::sealed::EntrySecret;
 use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::server::{ClientHello, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ServerConfig, SupportedProtocolVersion};
 use tokio::sync::watch;
@@ -96,8 +98,7 @@ impl Tls {
     /// The digest is none, or the name is none.
     pub fn challenge(&self, name: &str, digest: &str) -> anyhow::Result<Arc<ServerConfig>> {
         let mut sha256 = [0; 32];
-        decode_hex(digest, &mut sha256)
-            .ok_or_else(|| anyhow::anyhow!("the challenge's digest is not 64 hex digits"))?;
+        hex::decode_to_slice(digest, &mut sha256).context("the challenge's digest is not 64 hex digits")?;
         let mut params = rcgen::CertificateParams::new(vec![name.to_owned()])?;
         params.custom_extensions.push(rcgen::CustomExtension::new_acme_identifier(&sha256));
         let key = rcgen::KeyPair::generate()?;
@@ -106,7 +107,11 @@ impl Tls {
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&TLS12, &TLS13])?
             .with_no_client_auth()
-            .with_single_cert(chain, key)?;
+            // Without rustls' check that key and chain are a pair: it takes no certificate with a critical extension that it does not know.
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(CertifiedKey::new(
+                chain,
+                any_supported_type(&key)?,
+            ))));
         config.alpn_protocols = vec![ACME_TLS_1.to_vec()];
         Ok(Arc::new(config))
     }
@@ -129,17 +134,6 @@ fn provider() -> CryptoProvider {
         kx_groups: vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1],
         ..aws_lc_rs::default_provider()
     }
-}
-
-fn decode_hex(text: &str, out: &mut [u8]) -> Option<()> {
-    let text = text.as_bytes();
-    if text.len() != out.len() * 2 {
-        return None;
-    }
-    for (byte, digits) in out.iter_mut().zip(text.chunks_exact(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-    }
-    Some(())
 }
 
 /// The certificate of the name that the client wants, as it is at the moment.

@@ -237,12 +237,7 @@ impl Gateway {
     }
 
     /// Leads who speaks TLS or HTTP to the edge, in a task of its own, since SSH's takes more room. The stream of who speaks SSH comes back.
-    async fn lead_to_edge(
-        &self,
-        stream: TcpStream,
-        arrival: Arrival,
-        listens: Listens,
-    ) -> Option<TcpStream> {
+    async fn lead_to_edge(&self, stream: TcpStream, arrival: Arrival, listens: Listens) -> Option<TcpStream> {
         let slot = match self.edge.enter(arrival.peer.ip()) {
             Ok(slot) => slot,
             // Nobody knows yet what they speak, so there are no words to say it in.
