@@ -8,10 +8,13 @@
 use std::sync::Arc;
 
 use futures_util::Future;
-use mashines_fleet::id::{AccountId, AppName, ChallengeId, DomainName, HostId, MachineId, MigrationId, VolumeId};
+use mashines_fleet::id::{
+    AccountId, AppName, ChallengeId, DomainName, HostId, MachineId, MigrationId, VolumeId,
+};
 use mashines_fleet::key::{Key, PRIVATE, is_private};
 use mashines_fleet::record::{
-    Account, AcmeAccount, Certificate, Challenge, Domain, FleetConfig, Host, Machine, Migration, Volume, ZoneKeys,
+    Account, AcmeAccount, Certificate, Challenge, Domain, FleetConfig, Host, Machine, Migration, Volume,
+    ZoneKeys,
 };
 use mashines_fleet::store::{Expect, Store, Transaction};
 use mashines_fleet::stream::{Follower, Position};

@@ -24,6 +24,9 @@ pub const CHALLENGE_LIFE: Duration = Duration::from_secs(15 * 60);
 /// Orders of an account in [`ORDERS_SPAN`]. Let's Encrypt allows 300.
 pub const MOST_ORDERS: usize = 280;
 
+/// Of these as many for names that have no certificate yet: whoever adds many names must not hold up renewals.
+pub const MOST_FIRST_ORDERS: usize = 200;
+
 /// The span of [`MOST_ORDERS`].
 pub const ORDERS_SPAN: Duration = Duration::from_secs(3 * 3600);
 
@@ -61,7 +64,7 @@ pub enum Exhausted {
     #[error("the issuer asked for a pause")]
     Paused(UnixMs),
     /// Too many orders.
-    #[error("the account has made {MOST_ORDERS} orders within three hours")]
+    #[error("the account has made as many orders as it may within three hours")]
     Orders(UnixMs),
     /// Too many failures of this name.
     #[error("{MOST_FAILURES} validations of the name failed within an hour")]
@@ -128,15 +131,20 @@ impl Certificate {
 }
 
 impl AcmeAccount {
-    /// Whether an order for these names may be made now.
+    /// Whether an order for that certificate may be made now.
     ///
     /// # Errors
     /// [`Exhausted`]: when it may.
-    pub fn admit(&self, names: &[DomainName], now: UnixMs) -> Result<(), Exhausted> {
+    pub fn admit(&self, certificate: &Certificate, now: UnixMs) -> Result<(), Exhausted> {
+        let first = certificate.chain_pem.is_none() && certificate.account.is_some();
+        self.admits(&certificate.names, if first { MOST_FIRST_ORDERS } else { MOST_ORDERS }, now)
+    }
+
+    fn admits(&self, names: &[DomainName], most: usize, now: UnixMs) -> Result<(), Exhausted> {
         if let Some(until) = self.paused_until.filter(|until| now < *until) {
             return Err(Exhausted::Paused(until));
         }
-        if let Some(until) = full(&self.orders, MOST_ORDERS, ORDERS_SPAN, now) {
+        if let Some(until) = full(&self.orders, most, ORDERS_SPAN, now) {
             return Err(Exhausted::Orders(until));
         }
         let of =
@@ -261,18 +269,26 @@ mod tests {
         let mut account = account();
         let names = [name("*.a.example"), name("a.example")];
         for _ in 0..MOST_FAILURES {
-            assert_eq!(account.admit(&names, 10), Ok(()));
+            assert_eq!(account.admits(&names, MOST_ORDERS, 10), Ok(()));
             account.note_failure(&name("a.example"), 10);
         }
-        assert_eq!(account.admit(&names, 11), Err(Exhausted::Failures(10 + HOUR)));
-        assert_eq!(account.admit(&[name("b.example")], 11), Ok(()), "another name is another matter");
-        assert_eq!(account.admit(&names, 10 + HOUR), Ok(()));
+        assert_eq!(account.admits(&names, MOST_ORDERS, 11), Err(Exhausted::Failures(10 + HOUR)));
+        assert_eq!(
+            account.admits(&[name("b.example")], MOST_ORDERS, 11),
+            Ok(()),
+            "another name is another matter"
+        );
+        assert_eq!(account.admits(&names, MOST_ORDERS, 10 + HOUR), Ok(()));
         for at in 0..MOST_ORDERS as u64 {
             account.note_order(100 + at);
         }
-        assert_eq!(account.admit(&[name("b.example")], 500), Err(Exhausted::Orders(100 + 3 * HOUR)));
+        assert_eq!(
+            account.admits(&[name("b.example")], MOST_ORDERS, 500),
+            Err(Exhausted::Orders(100 + 3 * HOUR))
+        );
+        assert_eq!(account.admits(&names, 1000, 500), Ok(()));
         account.paused_until = Some(100 * HOUR);
-        assert_eq!(account.admit(&names, 99 * HOUR), Err(Exhausted::Paused(100 * HOUR)));
+        assert_eq!(account.admits(&names, MOST_ORDERS, 99 * HOUR), Err(Exhausted::Paused(100 * HOUR)));
         account.note_order(200 * HOUR);
         account.note_failure(&name("b.example"), 200 * HOUR);
         assert_eq!((account.orders.len(), account.failures.len()), (1, 1), "what is past is forgotten");
