@@ -17,7 +17,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ChallengeId, DomainName, IssuerName};
-use crate::record::{Show, UnixMs};
+use crate::record::{Certificate, Show, UnixMs};
 use crate::sealed::Sealed;
 
 /// Where certificates are worked on.
@@ -41,6 +41,8 @@ pub struct Platform {
 pub struct Lease {
     /// By control's clock.
     pub until: UnixMs,
+    /// The record under the lease: what is to be done is decided by this, since a replica may lag behind.
+    pub certificate: Certificate,
 }
 
 /// An order is about to be made.

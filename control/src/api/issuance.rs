@@ -107,8 +107,9 @@ async fn lease(
         certificate.take(&entry, now()).map_err(|held| Failure::conflict(format!("{name}: {held}")))?;
         Ok(true)
     });
-    let until = update.await?.lease.map(|lease| lease.until).unwrap_or_default();
-    Ok(Json(Lease { until }))
+    let certificate = update.await?;
+    let until = certificate.lease.as_ref().map(|lease| lease.until).unwrap_or_default();
+    Ok(Json(Lease { until, certificate }))
 }
 
 async fn release(
