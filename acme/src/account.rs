@@ -146,7 +146,9 @@ impl Door {
         secret: &EntrySecret,
         clock: &Clock,
     ) -> Result<(Sealed, Account), Fault> {
-        let ours = |error: &dyn std::fmt::Display| Fault::Ours(format!("our account at {}: {error}", self.issuer.name));
+        let ours = |error: &dyn std::fmt::Display| {
+            Fault::Ours(format!("our account at {}: {error}", self.issuer.name))
+        };
         let json = secret.open(&self.key(), &record.credentials).map_err(|error| ours(&error))?;
         let credentials: AccountCredentials = serde_json::from_slice(&json).map_err(|error| ours(&error))?;
         let builder = Account::builder_with_http(Box::new(self.http.clone()));
@@ -163,20 +165,22 @@ impl Door {
         clock: &Clock,
     ) -> Result<(Sealed, Account), Fault> {
         let contact: Vec<&str> = self.issuer.contact.iter().map(String::as_str).collect();
-        let new = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
+        let new =
+            NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
         let eab = self.eab.as_ref().map(|eab| ExternalAccountKey::new(eab.kid.clone(), &eab.key));
-        let made = past_nonces!(
-            Account::builder_with_http(Box::new(self.http.clone())).create(
-                &new,
-                self.issuer.directory.clone(),
-                eab.as_ref(),
-            )
-        );
+        let made = past_nonces!(Account::builder_with_http(Box::new(self.http.clone())).create(
+            &new,
+            self.issuer.directory.clone(),
+            eab.as_ref(),
+        ));
         let (account, credentials) = made.map_err(|error| self.fault(&error, clock))?;
-        let ours = |error: &dyn std::fmt::Display| Fault::Ours(format!("our account at {}: {error}", self.issuer.name));
+        let ours = |error: &dyn std::fmt::Display| {
+            Fault::Ours(format!("our account at {}: {error}", self.issuer.name))
+        };
         let json = serde_json::to_vec(&credentials).map_err(|error| ours(&error))?;
         let sealed = secret.seal(&self.key(), &json).map_err(|error| ours(&error))?;
-        let body = PutAccount { directory: self.issuer.directory.clone(), credentials: sealed.clone(), replaces };
+        let body =
+            PutAccount { directory: self.issuer.directory.clone(), credentials: sealed.clone(), replaces };
         let kept = control.account(&self.issuer.name, &body).await.map_err(|error| ours(&error))?;
         if kept.credentials == sealed {
             return Ok((sealed, account));

@@ -113,7 +113,10 @@ impl Config {
         }
         for (n, issuer) in self.issuers.iter().enumerate() {
             if self.issuers.iter().take(n).any(|other| other.name == issuer.name) {
-                bail!("[acme] has two issuers named {}: the name is the key of our account there", issuer.name);
+                bail!(
+                    "[acme] has two issuers named {}: the name is the key of our account there",
+                    issuer.name
+                );
             }
             if !issuer.directory.starts_with("https://") {
                 bail!("[acme] issuer {}: `directory` must begin with https://", issuer.name);

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use http::Method;
 use mashines_fleet::entry_api::{
-    ACME_ACCOUNTS, CERTIFICATES, CHALLENGES, Failed, Issued, Lease, Order, Platform, PutAccount, ShowChallenge,
-    Shown, SigningRequest, Window,
+    ACME_ACCOUNTS, CERTIFICATES, CHALLENGES, Failed, Issued, Lease, Order, Platform, PutAccount,
+    ShowChallenge, Shown, SigningRequest, Window,
 };
 use mashines_fleet::id::{ChallengeId, DomainName, IssuerName};
 use mashines_fleet::pki::{Identity, PkiError};

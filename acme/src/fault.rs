@@ -119,7 +119,9 @@ impl Fault {
             Self::Refused { kind, .. } if kind == "rejectedIdentifier" => {
                 "the issuer gives no certificates for this name: bring one with `mashines certs import`"
             }
-            Self::Refused { kind, .. } if kind == "externalAccountRequired" || kind == "userActionRequired" => {
+            Self::Refused { kind, .. }
+                if kind == "externalAccountRequired" || kind == "userActionRequired" =>
+            {
                 "administrators: set `eab` for this issuer in [acme], or agree to its terms anew"
             }
             Self::Refused { .. } => "administrators look at the issuer's words",

@@ -90,7 +90,8 @@ pub async fn run(config: Config, common: Common) -> anyhow::Result<()> {
 /// As [`run`].
 pub async fn run_with(config: Config, common: Common, clock: Clock) -> anyhow::Result<()> {
     config.check()?;
-    let me = common.identity.host().context("certificates are had by entries: this is no entry's certificate")?;
+    let me =
+        common.identity.host().context("certificates are had by entries: this is no entry's certificate")?;
     let around = Surroundings {
         views: common.view.clone(),
         secrets: common.secret.clone(),
@@ -170,7 +171,8 @@ impl Role {
             }
             let (role, mine) = (self.clone(), name.clone());
             let begun = desk.tasks.spawn(async move {
-                let outcome = work(&role.around, &mine, |record| role.next(record, &role.around.view())).await;
+                let outcome =
+                    work(&role.around, &mine, |record| role.next(record, &role.around.view())).await;
                 if let Err(error) = &outcome {
                     tracing::info!(name = %mine, %error, "left for now");
                 }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use instant_acme::{
-    Account, AuthorizationStatus, AuthorizedIdentifier, CertificateIdentifier, ChallengeType, Identifier, NewOrder,
-    Order, OrderStatus,
+    Account, AuthorizationStatus, AuthorizedIdentifier, CertificateIdentifier, ChallengeType, Identifier,
+    NewOrder, Order, OrderStatus,
 };
 use mashines_fleet::chain::Chain;
 use mashines_fleet::entry_api::ShowChallenge;
@@ -61,7 +61,8 @@ pub async fn order(
     door.account(&view, control, &secret, clock).await?;
     control.order(&certificate.id, &door.issuer.name).await.map_err(|error| around.ours(&error))?;
     let around_account = (&*around.view(), control, &secret, clock);
-    let mut order = with_account(door, around_account, |account| new_order(account, certificate, door)).await?;
+    let mut order =
+        with_account(door, around_account, |account| new_order(account, certificate, door)).await?;
     prove(&mut order, certificate, door, around, &view, shown).await?;
     let (request, key_pem) = request(certificate, around).await?;
     let acme = |error| door.fault(&error, clock);
@@ -80,7 +81,11 @@ pub async fn order(
 }
 
 /// A new order; of a renewal it is said what it replaces, which exempts it from limits (RFC 9773 §5).
-async fn new_order(account: Account, certificate: &Certificate, door: &Door) -> Result<Order, instant_acme::Error> {
+async fn new_order(
+    account: Account,
+    certificate: &Certificate,
+    door: &Door,
+) -> Result<Order, instant_acme::Error> {
     let names: Vec<Identifier> =
         certificate.names.iter().map(|name| Identifier::Dns(name.to_string())).collect();
     let plain = || {
@@ -123,8 +128,12 @@ fn kinds(certificate: &Certificate, view: &View) -> Vec<ChallengeType> {
 
 fn dns_name(identifier: &AuthorizedIdentifier<'_>) -> Result<DomainName, Fault> {
     match identifier.identifier {
-        Identifier::Dns(name) => name.parse().map_err(|error: mashines_fleet::id::BadId| Fault::Ours(error.to_string())),
-        other => Err(Fault::Ours(format!("the issuer asks for the proof of {other:?}, which was not ordered"))),
+        Identifier::Dns(name) => {
+            name.parse().map_err(|error: mashines_fleet::id::BadId| Fault::Ours(error.to_string()))
+        }
+        other => {
+            Err(Fault::Ours(format!("the issuer asks for the proof of {other:?}, which was not ordered")))
+        }
     }
 }
 
@@ -140,8 +149,10 @@ async fn prove(
     let acme = |error| door.fault(&error, &around.clock);
     let kinds = kinds(certificate, view);
     let mut asked = Vec::new();
+    past_nonces!(fetched(order)).map_err(acme)?;
     let mut authorizations = order.authorizations();
-    while let Some(authorization) = past_nonces!(transposed(authorizations.next())).map_err(acme)? {
+    while let Some(authorization) = authorizations.next().await {
+        let authorization = authorization.map_err(acme)?;
         match authorization.status {
             AuthorizationStatus::Valid => continue,
             AuthorizationStatus::Pending => {}
@@ -149,7 +160,10 @@ async fn prove(
             | AuthorizationStatus::Deactivated
             | AuthorizationStatus::Expired
             | AuthorizationStatus::Revoked) => {
-                return Err(Fault::Refused { what: format!("an authorization is {status:?}"), kind: String::new() });
+                return Err(Fault::Refused {
+                    what: format!("an authorization is {status:?}"),
+                    kind: String::new(),
+                });
             }
         }
         let mut authorization = authorization;
@@ -172,16 +186,19 @@ async fn prove(
     }
     drop(authorizations);
     for (_, name, show) in &asked {
-        let body = ShowChallenge { certificate: certificate.id.clone(), name: name.clone(), show: show.clone() };
+        let body =
+            ShowChallenge { certificate: certificate.id.clone(), name: name.clone(), show: show.clone() };
         let id = around.control.show(&body).await.map_err(|error| around.ours(&error))?;
         shown.lock().await.push(id);
     }
-    for (_, name, show) in &asked {
+    for (kind, name, show) in &asked {
         ready::wait(view, around.ports, name, show).await?;
+        tracing::debug!(%name, ?kind, "the fleet shows the challenge");
     }
     let mut authorizations = order.authorizations();
     let mut next = asked.iter();
-    while let Some(mut authorization) = past_nonces!(transposed(authorizations.next())).map_err(acme)? {
+    while let Some(authorization) = authorizations.next().await {
+        let mut authorization = authorization.map_err(acme)?;
         if authorization.status != AuthorizationStatus::Pending {
             continue;
         }
@@ -194,17 +211,28 @@ async fn prove(
     proved(order, names, door, around).await
 }
 
-/// `Option<Result>` as the other way round.
-async fn transposed<T, E>(next: impl Future<Output = Option<Result<T, E>>>) -> Result<Option<T>, E> {
-    next.await.transpose()
+/// Fetches all authorizations, which the order keeps. To be done again as a whole after an error: the iterator goes on behind the one
+/// that failed, and a name that is passed over is never proved.
+async fn fetched(order: &mut Order) -> Result<(), instant_acme::Error> {
+    let mut authorizations = order.authorizations();
+    while let Some(authorization) = authorizations.next().await {
+        authorization?;
+    }
+    Ok(())
 }
 
 /// Waits until the issuer has looked.
-async fn proved(order: &mut Order, names: Vec<DomainName>, door: &Door, around: &Surroundings) -> Result<(), Fault> {
+async fn proved(
+    order: &mut Order,
+    names: Vec<DomainName>,
+    door: &Door,
+    around: &Surroundings,
+) -> Result<(), Fault> {
     let acme = |error| door.fault(&error, &around.clock);
     let mut pause = FIRST_POLL;
     loop {
         let status = past_nonces!(refreshed(order)).map_err(acme)?;
+        tracing::debug!(name = ?names, ?status, "an order");
         match status {
             OrderStatus::Ready | OrderStatus::Valid => return Ok(()),
             OrderStatus::Invalid => return Err(why_invalid(order, names, door, around).await),
@@ -224,8 +252,10 @@ async fn why_invalid(order: &mut Order, names: Vec<DomainName>, door: &Door, aro
     let mut said: Vec<String> = Vec::new();
     let mut invalid: Vec<DomainName> = Vec::new();
     let mut authorizations = order.authorizations();
-    while let Ok(Some(mut authorization)) = past_nonces!(transposed(authorizations.next())) {
-        if past_nonces!(authorization.refresh()).is_err() || authorization.status != AuthorizationStatus::Invalid {
+    while let Some(Ok(mut authorization)) = authorizations.next().await {
+        if past_nonces!(authorization.refresh()).is_err()
+            || authorization.status != AuthorizationStatus::Invalid
+        {
             continue;
         }
         if let Ok(name) = dns_name(&authorization.identifier()) {
@@ -245,7 +275,10 @@ async fn why_invalid(order: &mut Order, names: Vec<DomainName>, door: &Door, aro
 }
 
 /// The certificate request (DER), and the key when it is ours to make.
-async fn request(certificate: &Certificate, around: &Surroundings) -> Result<(Vec<u8>, Option<String>), Fault> {
+async fn request(
+    certificate: &Certificate,
+    around: &Surroundings,
+) -> Result<(Vec<u8>, Option<String>), Fault> {
     if !is_keyed_here(certificate.source) {
         let pem = around.control.request(&certificate.id).await;
         let pem = pem.map_err(|error| Fault::Machine(error.message()))?;

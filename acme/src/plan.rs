@@ -114,9 +114,11 @@ const LONGEST_RENEWAL_MS: u64 = 6 * 3_600_000;
 pub fn try_again(certificate: &Certificate, fault: &Fault, now: UnixMs, jitter: f64) -> UnixMs {
     let least = match fault {
         Fault::Invalid { .. } | Fault::Refused { .. } => AFTER_INVALID_MS,
-        Fault::Unreachable(_) | Fault::Limited { .. } | Fault::NotShown(_) | Fault::Machine(_) | Fault::Ours(_) => {
-            AFTER_OTHER_MS
-        }
+        Fault::Unreachable(_)
+        | Fault::Limited { .. }
+        | Fault::NotShown(_)
+        | Fault::Machine(_)
+        | Fault::Ours(_) => AFTER_OTHER_MS,
     };
     let longest = if certificate.chain_pem.is_some() { LONGEST_RENEWAL_MS } else { LONGEST_MS };
     let doubled = least.saturating_mul(1 << certificate.failures.min(20));

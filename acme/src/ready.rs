@@ -55,7 +55,9 @@ enum Seen {
 /// [`Fault::NotShown`]: who does not.
 pub async fn wait(view: &View, ports: Ports, name: &DomainName, show: &Show) -> Result<(), Fault> {
     let servers: Vec<SocketAddr> = match show {
-        Show::Dns01 { .. } => name_servers(view).into_iter().map(|ip| SocketAddr::new(ip, ports.dns)).collect(),
+        Show::Dns01 { .. } => {
+            name_servers(view).into_iter().map(|ip| SocketAddr::new(ip, ports.dns)).collect()
+        }
         Show::Http01 { .. } => edges(view).into_iter().map(|ip| SocketAddr::new(ip, ports.http)).collect(),
         Show::TlsAlpn01 { .. } => edges(view).into_iter().map(|ip| SocketAddr::new(ip, ports.tls)).collect(),
     };
@@ -69,6 +71,7 @@ pub async fn wait(view: &View, ports: Ports, name: &DomainName, show: &Show) -> 
     let begun = Instant::now();
     loop {
         let round = join_all(servers.iter().map(|server| look(*server, name, show))).await;
+        tracing::debug!(%name, ?round, "a look at the fleet's own servers");
         if is_ready(&round, begun.elapsed()) {
             return Ok(());
         }
@@ -77,7 +80,10 @@ pub async fn wait(view: &View, ports: Ports, name: &DomainName, show: &Show) -> 
                 Seen::Shows => None,
                 Seen::NotYet(why) | Seen::Silent(why) => Some(format!("{server}: {why}")),
             });
-            return Err(Fault::NotShown(format!("{name} after {PATIENCE:?}: {}", why.collect::<Vec<_>>().join("; "))));
+            return Err(Fault::NotShown(format!(
+                "{name} after {PATIENCE:?}: {}",
+                why.collect::<Vec<_>>().join("; ")
+            )));
         }
         tokio::time::sleep(ROUND).await;
     }
@@ -112,7 +118,9 @@ async fn look(server: SocketAddr, name: &DomainName, show: &Show) -> Seen {
             Show::TlsAlpn01 { digest } => tls(server, name, digest).await,
         }
     };
-    tokio::time::timeout(ONE, looked).await.unwrap_or_else(|_| Seen::Silent(format!("no answer within {ONE:?}")))
+    tokio::time::timeout(ONE, looked)
+        .await
+        .unwrap_or_else(|_| Seen::Silent(format!("no answer within {ONE:?}")))
 }
 
 fn silent(error: impl std::fmt::Display) -> Seen {
@@ -144,7 +152,9 @@ async fn dns(server: SocketAddr, name: &DomainName, value: &str) -> Seen {
         Ok(answer) => answer,
         Err(error) => return silent(error),
     };
-    let Ok(answer) = Message::from_vec(&answer) else { return Seen::NotYet("an answer that is no DNS".to_owned()) };
+    let Ok(answer) = Message::from_vec(&answer) else {
+        return Seen::NotYet("an answer that is no DNS".to_owned());
+    };
     if answer.metadata.id != question.metadata.id {
         return Seen::NotYet("an answer to another question".to_owned());
     }
@@ -185,7 +195,8 @@ async fn web(server: SocketAddr, name: &DomainName, token: &str, authorization: 
 
 async fn tls(server: SocketAddr, name: &DomainName, digest: &str) -> Seen {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
+    let config =
+        ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
     let Ok(config) = config else { return Seen::NotYet("no TLS".to_owned()) };
     let verifier = ShownIn { digest: digest.to_owned(), provider };
     let mut config =
@@ -240,24 +251,24 @@ impl ServerCertVerifier for ShownIn {
         }
     }
 
+    // What is shown is looked at, not who shows it: nothing is sent over the connection. (webpki would refuse the certificate for its
+    // critical extension, which it does not know.)
     fn verify_tls12_signature(
         &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
+        Ok(HandshakeSignatureValid::assertion())
     }
 
     fn verify_tls13_signature(
         &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
+        Ok(HandshakeSignatureValid::assertion())
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -59,7 +59,9 @@ impl Surroundings {
     /// Control did not do what it was asked.
     pub fn ours(&self, error: &RpcError) -> Fault {
         match error.status() {
-            Some(http::StatusCode::TOO_MANY_REQUESTS) => Fault::Ours(format!("our own limit: {}", error.message())),
+            Some(http::StatusCode::TOO_MANY_REQUESTS) => {
+                Fault::Ours(format!("our own limit: {}", error.message()))
+            }
             _ => Fault::Ours(format!("control: {}", error.message())),
         }
     }
@@ -134,7 +136,8 @@ async fn ordered(
         Err(fault) => return failed(around, certificate, door, &fault).await,
     };
     let answer = window::ask(&got.chain, door, around).await;
-    let (renew_at, ask_window_at) = window::first_plan(&got.chain, answer, around.clock.now(), rand::random());
+    let (renew_at, ask_window_at) =
+        window::first_plan(&got.chain, answer, around.clock.now(), rand::random());
     let sealed = match &got.key_pem {
         None => Ok(None),
         Some(key) => around.secret().and_then(|secret| {
@@ -169,7 +172,11 @@ async fn failed(
 }
 
 /// Asks for the window; a certificate of an issuer that is no longer configured has none.
-async fn asked(around: &Surroundings, certificate: &Certificate, door: Option<&Door>) -> Result<(), RpcError> {
+async fn asked(
+    around: &Surroundings,
+    certificate: &Certificate,
+    door: Option<&Door>,
+) -> Result<(), RpcError> {
     let never = u64::MAX;
     let chain = certificate.chain_pem.as_deref().and_then(|pem| Chain::parse(pem).ok());
     let answer = match (&chain, door) {

@@ -18,7 +18,9 @@ async fn the_platforms_wildcard_is_there_before_the_first_machine_though_every_o
     let _entry = world.entry("entry1", vec![pebble.issuer("pebble")]).await;
     let certificate = world.issued(support::WILDCARD).await;
     let chain = Chain::parse(certificate.chain_pem.as_ref().unwrap()).unwrap();
-    chain.serves(&[support::WILDCARD.parse().unwrap(), support::APEX.parse().unwrap()], support::now()).unwrap();
+    chain
+        .serves(&[support::WILDCARD.parse().unwrap(), support::APEX.parse().unwrap()], support::now())
+        .unwrap();
     chain.with_key(world.key(&certificate).as_bytes()).unwrap();
     assert_eq!(certificate.issuer.as_deref(), Some("pebble"));
     assert!(pebble.log().contains("JWS has an invalid anti-replay nonce") || pebble.log().contains("nonce"));
@@ -38,7 +40,10 @@ async fn a_machine_and_a_domain_have_certificates_of_their_own_and_the_domain_on
     world.add(json!({"hostname": "web.mashine.test"})).await;
     world.add(json!({"hostname": "*.web.mashine.test"})).await;
     let added = world.add(json!({"hostname": "WWW.Customer.Example.", "machine": "web"})).await;
-    assert_eq!((added.hostname.as_str(), added.state), ("www.customer.example", CertificateState::AwaitingProof));
+    assert_eq!(
+        (added.hostname.as_str(), added.state),
+        ("www.customer.example", CertificateState::AwaitingProof)
+    );
     let needs = added.dns_requirements.unwrap();
     assert_eq!(needs.ownership.name, "_mashines.www.customer.example");
     world.issued("web.mashine.test").await;

@@ -27,9 +27,8 @@ impl Edge {
     pub async fn start(views: Views) -> Self {
         let web = TcpListener::bind((super::LOCAL, 0)).await.unwrap();
         let http = web.local_addr().unwrap().port();
-        let app = Router::new()
-            .route("/.well-known/acme-challenge/{token}", get(token))
-            .with_state(views.clone());
+        let app =
+            Router::new().route("/.well-known/acme-challenge/{token}", get(token)).with_state(views.clone());
         tokio::spawn(async move { axum::serve(web, app).await });
         let listener = TcpListener::bind((super::LOCAL, 0)).await.unwrap();
         let tls = listener.local_addr().unwrap().port();
@@ -73,10 +72,11 @@ impl ResolvesServerCert for Shown {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name()?;
         let view = Arc::clone(&self.0.borrow());
-        let digest = view.challenges.values().filter(|c| c.name.as_str() == name).find_map(|c| match &c.show {
-            Show::TlsAlpn01 { digest } => hex::decode(digest).ok(),
-            _ => None,
-        })?;
+        let digest =
+            view.challenges.values().filter(|c| c.name.as_str() == name).find_map(|c| match &c.show {
+                Show::TlsAlpn01 { digest } => hex::decode(digest).ok(),
+                _ => None,
+            })?;
         let key = KeyPair::generate().ok()?;
         let mut params = CertificateParams::new(vec![name.to_owned()]).ok()?;
         params.custom_extensions.push(CustomExtension::new_acme_identifier(&digest));

@@ -93,7 +93,8 @@ impl World {
     /// Joins an entry whose public address is the loopback, and tells control of it.
     pub async fn joined(&self, id: &str) -> Identity {
         let token = self.fleet.join_token(None).await;
-        let identity = mashines_fleet::join::join(&self.fleet.url, &token, &id.parse().unwrap()).await.unwrap();
+        let identity =
+            mashines_fleet::join::join(&self.fleet.url, &token, &id.parse().unwrap()).await.unwrap();
         let host = Host {
             id: id.parse().unwrap(),
             roles: vec![HostRole::Entry],
@@ -141,7 +142,8 @@ impl World {
             file: state_dir.join(format!("replica-{id}.json")),
         };
         let clock = self.travel.clock();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.spawn(async move {
             let (view, _following) = follow(replica);
             let common = Common { state_dir, identity, view, secret: watch::channel(secret).1, shutdown };
@@ -153,7 +155,12 @@ impl World {
     }
 
     /// A certificate, once it is as wanted.
-    pub async fn certificate(&self, name: &str, what: &str, fits: impl Fn(&Certificate) -> bool) -> Certificate {
+    pub async fn certificate(
+        &self,
+        name: &str,
+        what: &str,
+        fits: impl Fn(&Certificate) -> bool,
+    ) -> Certificate {
         let name: DomainName = name.parse().unwrap();
         let mut view = self.view.clone();
         let wanted = |view: &Arc<View>| view.certificates.get(&name).is_some_and(|c| fits(c));

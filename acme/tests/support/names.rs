@@ -102,11 +102,15 @@ impl Names {
             let data = self.at(&name);
             there |= !data.is_empty();
             let owner = Name::from_ascii(format!("{name}.")).ok()?;
-            let fits = |d: &&RData| d.record_type() == question.query_type() || d.record_type() == RecordType::CNAME;
+            let fits =
+                |d: &&RData| d.record_type() == question.query_type() || d.record_type() == RecordType::CNAME;
             for data in data.iter().filter(fits) {
                 reply.add_answer(Record::from_rdata(owner.clone(), 1, data.clone()));
             }
-            match data.iter().find_map(|d| if let RData::CNAME(to) = d { Some(to.0.to_ascii()) } else { None }) {
+            match data
+                .iter()
+                .find_map(|d| if let RData::CNAME(to) = d { Some(to.0.to_ascii()) } else { None })
+            {
                 Some(target) => name = target.trim_end_matches('.').to_ascii_lowercase(),
                 None => break,
             }
@@ -127,9 +131,11 @@ impl Names {
         let blind = self.blind.load(std::sync::atomic::Ordering::SeqCst);
         if let (Some(views), Some(of), false) = (views, name.strip_prefix("_acme-challenge."), blind) {
             let view = Arc::clone(&views.borrow());
-            data.extend(view.challenges.values().filter(|c| c.name.as_str() == of).filter_map(|c| match &c.show {
-                Show::Dns01 { value } => Some(RData::TXT(TXT::new(vec![value.clone()]))),
-                Show::Http01 { .. } | Show::TlsAlpn01 { .. } => None,
+            data.extend(view.challenges.values().filter(|c| c.name.as_str() == of).filter_map(|c| {
+                match &c.show {
+                    Show::Dns01 { value } => Some(RData::TXT(TXT::new(vec![value.clone()]))),
+                    Show::Http01 { .. } | Show::TlsAlpn01 { .. } => None,
+                }
             }));
         }
         data
