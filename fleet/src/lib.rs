@@ -4,9 +4,12 @@
 
 pub mod access;
 pub mod api;
+pub mod chain;
 pub mod daemon;
+pub mod entry_api;
 pub mod host_api;
 pub mod id;
+pub mod issuance;
 pub mod join;
 pub mod key;
 pub mod pki;

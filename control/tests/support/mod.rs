@@ -69,9 +69,13 @@ pub fn founding() -> Founding {
 impl Fleet {
     /// Control with these hosts, all of which reported.
     pub async fn up(hosts: &[&str]) -> Self {
+        Self::up_as(hosts, Config::default(), founding()).await
+    }
+
+    /// The same with another configuration.
+    pub async fn up_as(hosts: &[&str], config: Config, founding: Founding) -> Self {
         let state = tempfile::tempdir().unwrap();
-        let config = Config::default();
-        let founded: Founded = mashines_control::init(&config, state.path(), founding()).await.unwrap();
+        let founded: Founded = mashines_control::init(&config, state.path(), founding).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let url = format!("https://{address}");
