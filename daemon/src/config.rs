@@ -174,7 +174,8 @@ impl Config {
         if !self.roles.contains(&Role::Entry) {
             return vec![80, 443];
         }
-        let listeners = self.gateway.iter().flat_map(|gateway| &gateway.tls_listen);
+        let listeners =
+            self.gateway.iter().flat_map(|gateway| gateway.tls_listen.iter().chain(&gateway.http_listen));
         let every = listeners.filter(|listen| listen.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED));
         every.map(SocketAddr::port).collect()
     }
