@@ -66,7 +66,7 @@ fn app() -> Router {
 
 async fn stage() -> EdgeStage {
     let stage = EdgeStage::new().await;
-    stage.machine("web", serve(app()).await);
+    stage.machine("web", serve(app()).await).await;
     stage
 }
 
@@ -153,7 +153,7 @@ async fn events_arrive_as_they_happen() {
 #[tokio::test(flavor = "multi_thread")]
 async fn port_80_leads_to_443_but_for_issuers_and_machines_that_want_it() {
     let stage = stage().await;
-    stage.machine_with("safe", free_port(), |machine| machine["config"]["services"] = json!([]));
+    stage.machine_with("safe", free_port(), |machine| machine["config"]["services"] = json!([])).await;
     let output = succeed(stage.curl(&["-i", "http://safe.mashine.dev/a?b=c"]), b"").await.text();
     assert!(
         output.starts_with("HTTP/1.1 308") && output.contains("location: https://safe.mashine.dev/a?b=c\r\n"),
@@ -168,7 +168,7 @@ async fn port_80_leads_to_443_but_for_issuers_and_machines_that_want_it() {
     stage.publish(vec![put(
         "challenges/01J00000000000000000000001",
         json!({"name": "safe.mashine.dev", "show": {"type": "http01", "token": "tok", "authorization": "tok.key"}, "expires_at": far}),
-    )]);
+    )]).await;
     let at = "http://safe.mashine.dev/.well-known/acme-challenge/";
     assert_eq!(succeed(stage.curl(&[&format!("{at}tok")]), b"").await.text(), "tok.key");
     let other =
@@ -179,11 +179,13 @@ async fn port_80_leads_to_443_but_for_issuers_and_machines_that_want_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_say_whose_fault_it_is_in_the_form_that_is_asked_for() {
     let stage = stage().await;
-    stage.machine_with("off", 80, |machine| {
-        machine["state"] = json!("stopped");
-        machine["desired"] = json!("stopped");
-    });
-    stage.machine("deaf", free_port());
+    stage
+        .machine_with("off", 80, |machine| {
+            machine["state"] = json!("stopped");
+            machine["desired"] = json!("stopped");
+        })
+        .await;
+    stage.machine("deaf", free_port()).await;
     let ask = |accept: &'static str, url: &'static str| {
         let accept = format!("Accept: {accept}");
         let command = stage.curl(&["-w", "%{http_code}", "-H", &accept, url]);

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HOST, LOCATION, TE};
+use http::header::{
+    ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HOST, LOCATION, TE, UPGRADE,
+};
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request};
 use hyper::body::Incoming;
@@ -47,20 +49,22 @@ pub(super) async fn answer(
     // All that a page is made by.
     let accept = request.headers().get(ACCEPT).cloned();
     let h1 = request.version() < Version::HTTP_2;
+    let upgrade = h1 && request.headers().contains_key(UPGRADE);
     let answer = edge.proxied(&visit, request).await;
-    let answer = answer.unwrap_or_else(|page| {
+    let bad = answer.as_ref().is_err_and(|page| page.status == StatusCode::BAD_REQUEST);
+    let mut answer = answer.unwrap_or_else(|page| {
         debug!(peer = %visit.arrival.peer, status = page.status.as_u16(), what = %page.what, "edge: answered by itself");
         let mut headers = HeaderMap::new();
         if let Some(accept) = accept {
             headers.insert(ACCEPT, accept);
         }
-        let mut response = page.render(&headers).map(Answer::own);
-        // Where the next request begins is not to be trusted.
-        if h1 && page.status == StatusCode::BAD_REQUEST {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        response
+        page.render(&headers).map(Answer::own)
     });
+    // Where the next request begins is not to be trusted: a bad one came before, or what follows was meant for another protocol.
+    let last = bad || (upgrade && answer.status() != StatusCode::SWITCHING_PROTOCOLS);
+    if h1 && last {
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     Ok(answer)
 }
 

@@ -79,12 +79,7 @@ impl Edge {
         let mut answer = answer.map_err(|error| proxy::broken(found, &error))?;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             let (parts, body) = answer.into_parts();
-            let mut response = proxy::back(parts, Answer::machines(body, None, place));
-            if !extended {
-                // What follows the head may have been meant for the other protocol.
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            return Ok(response);
+            return Ok(proxy::back(parts, Answer::machines(body, None, place)));
         }
         let machine = hyper::upgrade::on(&mut answer);
         let ending = self.ending.clone();

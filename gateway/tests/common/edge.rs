@@ -18,6 +18,7 @@ use rcgen::{
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 use tokio::sync::watch;
 
@@ -134,32 +135,52 @@ impl EdgeStage {
             _secret: secrets,
             shutdown,
         };
-        stage.publish(vec![fleet_config(), account("ann", &[]), account("bob", &[]), wildcard]);
         tokio::spawn(doors.serve(common));
+        stage.publish(vec![fleet_config(), account("ann", &[]), account("bob", &[]), wildcard]).await;
         stage
     }
 
-    /// Adds those records to what the edge knows.
-    pub fn publish(&self, changes: Vec<Change>) {
-        let mut records = self.records.lock().unwrap();
-        for change in changes {
-            records.insert(change.key, change.value);
+    /// Adds those records to what the edge knows, and waits until it acts on them: it follows its replica in a task of its own.
+    pub async fn publish(&self, changes: Vec<Change>) {
+        let marker = {
+            let mut records = self.records.lock().unwrap();
+            for change in changes {
+                records.insert(change.key, change.value);
+            }
+            let mut revision = self.revision.lock().unwrap();
+            *revision += 1;
+            // A machine that is nowhere and stands still: its page says that this revision is known.
+            let marker = format!("revision{revision}");
+            let mut changes =
+                vec![machine(*revision, &marker, "ann", "2001:db8::dead".parse().unwrap(), "stopped")];
+            changes
+                .extend(records.iter().map(|(key, value)| Change { key: key.clone(), value: value.clone() }));
+            let mut view = View::default();
+            assert_eq!(view.apply(&Batch { revision: *revision, changes }), []);
+            self.views.send_replace(Arc::new(view));
+            marker
+        };
+        let ask = format!("GET / HTTP/1.0\r\nHost: {marker}.mashine.dev\r\n\r\n");
+        for _ in 0..1000 {
+            let mut stream = tokio::net::TcpStream::connect(self.http).await.unwrap();
+            stream.write_all(ask.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            if !answer.contains(" 404 ") {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
-        let changes = records.iter().map(|(key, value)| Change { key: key.clone(), value: value.clone() });
-        let mut revision = self.revision.lock().unwrap();
-        *revision += 1;
-        let mut view = View::default();
-        assert_eq!(view.apply(&Batch { revision: *revision, changes: changes.collect() }), []);
-        self.views.send_replace(Arc::new(view));
+        panic!("the edge does not follow its replica");
     }
 
     /// A machine whose service is at that port of the loopback: HTTP at 443, 80 and 8443.
-    pub fn machine(&self, slug: &str, port: u16) {
-        self.machine_with(slug, port, |_| ());
+    pub async fn machine(&self, slug: &str, port: u16) {
+        self.machine_with(slug, port, |_| ()).await;
     }
 
     /// The same, changed: the whole record.
-    pub fn machine_with(&self, slug: &str, port: u16, change: impl FnOnce(&mut Value)) {
+    pub async fn machine_with(&self, slug: &str, port: u16, change: impl FnOnce(&mut Value)) {
         let number = slug.bytes().fold(7u64, |n, byte| (n * 31 + u64::from(byte)) & 0xffff_ffff);
         let mut record = machine(number, slug, "ann", Ipv6Addr::LOCALHOST, "started");
         let value = record.value.as_mut().unwrap();
@@ -169,7 +190,7 @@ impl EdgeStage {
                       {"port": 8443, "handlers": ["tls", "http"]}],
         }]);
         change(value);
-        self.publish(vec![record]);
+        self.publish(vec![record]).await;
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
