@@ -71,6 +71,8 @@ pub struct Config {
     pub gateway: Option<mashines_gateway::Config>,
     /// The role `entry`: the names.
     pub dns: Option<mashines_dns::Config>,
+    /// The role `entry`: certificates. Without it none are ordered.
+    pub acme: Option<mashines_acme::Config>,
 }
 
 /// A fleet to be founded.
@@ -126,6 +128,9 @@ impl Config {
             bail!("configuration {}: `roles` names none of control, netd, host, entry", path.display());
         }
         config.netd(None).with_context(|| format!("configuration {}", path.display()))?;
+        if let Some(acme) = &config.acme {
+            acme.check().with_context(|| format!("configuration {}", path.display()))?;
+        }
         Ok(config)
     }
 
@@ -258,7 +263,12 @@ mod tests {
         let netd = config.netd(None).unwrap();
         assert_eq!(netd.role, netd::config::Role::Both);
         assert!(netd.mesh_prefix.contains(netd.mesh_addr));
-        assert!(config.founding().is_ok() && config.gateway.is_some() && config.dns.is_some());
+        assert!(
+            config.founding().is_ok()
+                && config.gateway.is_some()
+                && config.dns.is_some()
+                && config.acme.is_some()
+        );
     }
 
     #[test]

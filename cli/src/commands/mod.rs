@@ -1,6 +1,7 @@
 //! The command tree: one file a command. This module holds what all share: global options, dispatch, how an error is told.
 
 mod ca;
+mod certs;
 mod completions;
 mod config;
 mod cordon;
@@ -146,6 +147,9 @@ enum Command {
     Keys(keys::Args),
     /// List, add and remove certificate authorities whose certificates enter the account
     Ca(ca::Args),
+    /// List, add, check, import and remove names and their certificates
+    #[command(visible_alias = "certificates")]
+    Certs(certs::Args),
     /// List, make and remove API tokens
     Tokens(tokens::Args),
     /// Say or choose how the fleet takes newcomers
@@ -292,6 +296,7 @@ async fn dispatch(command: Command, context: &mut Context<'_>) -> Result<Exit, C
         Command::Join(args) => invites::join(args, context).await,
         Command::Keys(args) => keys::run(args, context).await,
         Command::Ca(args) => ca::run(args, context).await,
+        Command::Certs(args) => certs::run(args, context).await,
         Command::Tokens(args) => tokens::run(args, context).await,
         Command::SignUp(args) => sign_up::run(args, context).await,
         Command::SshConfig(args) => ssh_config::run(args, context).await,
