@@ -5,6 +5,7 @@
 pub mod access;
 pub mod api;
 pub mod daemon;
+pub mod dns_update;
 pub mod host_api;
 pub mod id;
 pub mod join;

@@ -69,8 +69,14 @@ pub fn founding() -> Founding {
 impl Fleet {
     /// Control with these hosts, all of which reported.
     pub async fn up(hosts: &[&str]) -> Self {
+        Self::up_with(hosts, |_| {}).await
+    }
+
+    /// The same with other settings.
+    pub async fn up_with(hosts: &[&str], set: impl FnOnce(&mut Config)) -> Self {
         let state = tempfile::tempdir().unwrap();
-        let config = Config::default();
+        let mut config = Config::default();
+        set(&mut config);
         let founded: Founded = mashines_control::init(&config, state.path(), founding()).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
