@@ -10,10 +10,13 @@
 //! record is in the replica.
 
 pub mod answer;
+pub mod message;
 pub mod reverse;
 mod sshfp;
 mod tcp;
+pub mod tsig;
 mod udp;
+pub mod update;
 pub mod zone;
 
 use std::future::Future;
