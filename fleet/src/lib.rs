@@ -10,6 +10,7 @@ pub mod id;
 pub mod join;
 pub mod key;
 pub mod pki;
+pub mod rdata;
 pub mod record;
 pub mod replica;
 pub mod rpc;
