@@ -52,11 +52,8 @@ pub fn encode(kind: &str, text: &str) -> Result<Rdata, BadRdata> {
     if text.len() > MAX_TEXT {
         return Err(BadRdata::Long);
     }
-    let bad = |why: String| BadRdata::Data {
-        kind: mnemonic.clone(),
-        data: text.chars().take(80).collect(),
-        why,
-    };
+    let bad =
+        |why: String| BadRdata::Data { kind: mnemonic.clone(), data: text.chars().take(80).collect(), why };
     let bytes = match number {
         RecordType::DS => delegation_signer(text).ok_or_else(|| {
             bad("expected KEY-TAG ALGORITHM DIGEST-TYPE DIGEST, the digest in hex".to_owned())

@@ -14,7 +14,9 @@ pub use self::names::{
     Certificate, CertificateLease, CertificateSource, Challenge, Domain, OwnRecord, Problem, Show, UpdateKey,
     ZoneKey, ZoneKeyState, ZoneKeys,
 };
-use crate::id::{AccountId, AppName, DomainName, Epoch, HostId, ImageName, MachineId, MigrationId, Slug, VolumeId};
+use crate::id::{
+    AccountId, AppName, DomainName, Epoch, HostId, ImageName, MachineId, MigrationId, Slug, VolumeId,
+};
 
 /// Milliseconds since the Unix epoch, UTC.
 pub type UnixMs = u64;
