@@ -12,7 +12,7 @@
 
 use mashines_fleet::dns_update::{Change, Condition, MOST, Outcome, Update};
 use mashines_fleet::id::MachineId;
-use mashines_fleet::own_record::quoted;
+use mashines_fleet::rdata::quoted;
 
 use crate::message::{Message, Record};
 

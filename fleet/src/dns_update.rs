@@ -184,7 +184,7 @@ fn txt(name: &str, data: &str) -> OwnRecord {
 }
 
 fn is_exactly(there: &[&OwnRecord], data: &[String]) -> bool {
-    let bytes = |record: &OwnRecord| own_record::encode(record).ok().map(|encoded| encoded.rdata);
+    let bytes = |record: &OwnRecord| own_record::encode(record).ok().map(|encoded| encoded.bytes);
     let mut has: Vec<_> =
         there.iter().filter(|record| record.kind == "TXT").map(|record| bytes(record)).collect();
     let mut wanted: Vec<_> = data.iter().map(|data| bytes(&txt("", data))).collect();

@@ -12,6 +12,7 @@ pub mod join;
 pub mod key;
 pub mod own_record;
 pub mod pki;
+pub mod rdata;
 pub mod record;
 pub mod replica;
 pub mod rpc;

@@ -1,4 +1,4 @@
-//! Which zones the fleet is the authority for: the apex, and the reverse zones of its prefix.
+//! Which zones the fleet is the authority for: the apex, the reverse zones of its prefix, and those that the operator wrote.
 
 use ipnetwork::Ipv6Network;
 
@@ -8,8 +8,14 @@ use crate::record::FleetConfig;
 /// All of them, the apex first. A name that cannot be a zone's is left out: name servers complain of it.
 pub fn names(config: &FleetConfig) -> Vec<DomainName> {
     let apex = config.domain.trim_end_matches('.').to_ascii_lowercase();
-    let all = std::iter::once(apex).chain(reverse(config.prefix));
-    all.filter_map(|name| name.parse().ok()).collect()
+    let made = std::iter::once(apex).chain(reverse(config.prefix)).filter_map(|name| name.parse().ok());
+    let mut all: Vec<DomainName> = made.collect();
+    for zone in &config.zones {
+        if !all.contains(&zone.name) {
+            all.push(zone.name.clone());
+        }
+    }
+    all
 }
 
 /// The `ip6.arpa` zones that a prefix consists of (RFC 3596 §2.5): a label is four bits, so one whose length is no multiple of four is two,

@@ -169,7 +169,7 @@ async fn zones(client: &Client) -> Result<Vec<Zone>, CliError> {
 fn data_of(kind: &str, words: &[String]) -> String {
     let text = words.join(" ");
     if kind.eq_ignore_ascii_case("TXT") && !text.contains('"') {
-        let strings: Vec<String> = text.as_bytes().chunks(255).map(own_record::quoted).collect();
+        let strings: Vec<String> = text.as_bytes().chunks(255).map(mashines_fleet::rdata::quoted).collect();
         return strings.join(" ");
     }
     text

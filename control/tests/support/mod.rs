@@ -60,6 +60,8 @@ pub fn founding() -> Founding {
             ssh_ports: (2200, 2300),
             ssh_ca: None,
             sign_up: mashines_fleet::record::SignUp::default(),
+            zones: vec![],
+            caa_issuers: vec![],
         },
         account: "ann".parse().unwrap(),
         ssh_keys: vec![],

@@ -114,7 +114,8 @@ impl ZoneCopy {
         let mut waiting: Option<(Name, Vec<OwnedSet>, Part)> = None;
         for owner in zones.walk(zone) {
             let part = part_of(&owner, zone);
-            let content: Vec<OwnedSet> = owner.sets.iter().filter(|set| set.kind != kind::SOA).map(owned).collect();
+            let content: Vec<OwnedSet> =
+                owner.sets.iter().filter(|set| set.kind != kind::SOA).map(owned).collect();
             if owner.sets.is_empty() {
                 continue;
             }
@@ -162,7 +163,8 @@ impl ZoneCopy {
         for (name, signed) in self.names.range::<Name, _>((begin, Unbounded)) {
             let all = signed.records.len() + self.extra(name).len();
             if from < all {
-                let record = signed.records.get(from).or_else(|| self.extra(name).get(from - signed.records.len()))?;
+                let record =
+                    signed.records.get(from).or_else(|| self.extra(name).get(from - signed.records.len()))?;
                 return Some((Place { name: name.clone(), index: from }, record));
             }
             from = 0;
@@ -187,10 +189,8 @@ impl ZoneCopy {
 
     /// What is to be removed from and added to `older` to have this one.
     pub fn since(&self, older: &Self) -> Difference {
-        let mut difference = Difference {
-            removed: older.soa_signatures().to_vec(),
-            added: self.soa_signatures().to_vec(),
-        };
+        let mut difference =
+            Difference { removed: older.soa_signatures().to_vec(), added: self.soa_signatures().to_vec() };
         let mut before = older.names.iter().peekable();
         let mut after = self.names.iter().peekable();
         loop {
@@ -209,7 +209,9 @@ impl ZoneCopy {
             {
                 continue;
             }
-            let records = |signed: Option<&Arc<Signed>>| signed.map(|signed| signed.records.as_slice()).unwrap_or_default().to_vec();
+            let records = |signed: Option<&Arc<Signed>>| {
+                signed.map(|signed| signed.records.as_slice()).unwrap_or_default().to_vec()
+            };
             let (gone, new) = (records(gone), records(new));
             difference.removed.extend(gone.iter().filter(|record| !new.contains(record)).cloned());
             difference.added.extend(new.iter().filter(|record| !gone.contains(record)).cloned());
@@ -225,7 +227,8 @@ impl ZoneCopy {
         next: Option<Name>,
     ) -> Result<(), KeyError> {
         let known = old.and_then(|old| old.names.get(&name));
-        let same = |known: &&Arc<Signed>| known.part == part && known.next == next && known.content == content;
+        let same =
+            |known: &&Arc<Signed>| known.part == part && known.next == next && known.content == content;
         let signed = match known.filter(same) {
             Some(known) => Arc::clone(known),
             None => Arc::new(self.sign(&name, content, part, next, known.map(AsRef::as_ref))?),

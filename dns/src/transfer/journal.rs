@@ -80,7 +80,8 @@ impl Published {
             return Since::Everything;
         };
         let steps = || self.steps.iter().skip(begin);
-        let count: usize = steps().map(|step| step.difference.removed.len() + step.difference.added.len() + 2).sum();
+        let count: usize =
+            steps().map(|step| step.difference.removed.len() + step.difference.added.len() + 2).sum();
         if count > self.copy.len() {
             return Since::Everything;
         }

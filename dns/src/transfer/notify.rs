@@ -44,7 +44,9 @@ pub async fn tell(
             // Heard or not: it is not told the same twice.
             heard.insert(apex.clone(), copy.serial());
             match ask(&secondary, &from, copy, &board, &now).await {
-                Told::Heard => info!(secondary = secondary.name, zone = %apex, serial = copy.serial(), "was notified"),
+                Told::Heard => {
+                    info!(secondary = secondary.name, zone = %apex, serial = copy.serial(), "was notified")
+                }
                 Told::Overtaken => {
                     heard.remove(apex);
                 }
@@ -126,8 +128,13 @@ async fn once(
             let answer = buffer.get(..length).and_then(|bytes| Message::parse(bytes).ok());
             let ours = |answer: &Message<'_>| {
                 let header = answer.header;
-                let about = header.is_response() && header.opcode() == OPCODE && packet.starts_with(&header.id.to_be_bytes());
-                about && conversation.as_ref().is_none_or(|asked| asked.is_answered_by(answer, now) || header.rcode() != 0)
+                let about = header.is_response()
+                    && header.opcode() == OPCODE
+                    && packet.starts_with(&header.id.to_be_bytes());
+                about
+                    && conversation
+                        .as_ref()
+                        .is_none_or(|asked| asked.is_answered_by(answer, now) || header.rcode() != 0)
             };
             if let Some(answer) = answer.filter(ours) {
                 return Ok(answer.header.rcode());

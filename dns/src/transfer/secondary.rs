@@ -126,8 +126,12 @@ fn secret(path: &Path) -> Result<Vec<u8>> {
     ensure!(mode & 0o077 == 0, "{shown} can be read by others than its owner: chmod 600 {shown}");
     let text = std::fs::read_to_string(path).with_context(|| format!("read {shown}"))?;
     let bytes = STANDARD.decode(text.trim());
-    let bytes = bytes.with_context(|| format!("{shown} is not base64: `openssl rand -base64 32` makes a secret"))?;
-    ensure!(bytes.len() >= 16, "the secret in {shown} is shorter than 16 bytes: `openssl rand -base64 32` makes one");
+    let bytes =
+        bytes.with_context(|| format!("{shown} is not base64: `openssl rand -base64 32` makes a secret"))?;
+    ensure!(
+        bytes.len() >= 16,
+        "the secret in {shown} is shorter than 16 bytes: `openssl rand -base64 32` makes one"
+    );
     Ok(bytes)
 }
 
@@ -140,7 +144,11 @@ mod tests {
             name: "ns2".into(),
             address: "192.0.2.53:53".parse().unwrap(),
             from: vec![],
-            key: Some(KeyConfig { name: "Xfer".into(), algorithm: Algorithm::Sha256, secret_file: file.into() }),
+            key: Some(KeyConfig {
+                name: "Xfer".into(),
+                algorithm: Algorithm::Sha256,
+                secret_file: file.into(),
+            }),
         }
     }
 
@@ -173,7 +181,11 @@ mod tests {
         let name = b"\x04xfer\x00";
         assert!(all.key(name).is_some() && all.knows(here) && !all.knows(there));
         assert!(all.may_have(here, Some(name)));
-        assert!(!all.may_have(here, None) && !all.may_have(here, Some(b"\x00")) && !all.may_have(there, Some(name)));
+        assert!(
+            !all.may_have(here, None)
+                && !all.may_have(here, Some(b"\x00"))
+                && !all.may_have(there, Some(name))
+        );
         let open = Secondaries::load(&[SecondaryConfig { key: None, ..config(&file) }]).unwrap();
         assert!(open.may_have(here, None));
     }

@@ -81,9 +81,9 @@ fn escape(text: &str) -> Result<(Vec<u8>, &str), &'static str> {
     Ok((text.as_bytes()[..length].to_vec(), &text[length..]))
 }
 
-/// A name in wire form (RFC 1035 §3.1). It must be whole: without the dot at its end, some would take it for a name below another.
+/// A name in wire form (RFC 1035 §3.1), lower case (RFC 4034 §6.2). It must be whole: without the dot at its end, some would take it for a name below another.
 pub fn name(source: &str) -> Result<Vec<u8>, String> {
-    let told = || source.chars().take(80).collect::<String>();
+    let told = || short(source);
     if !source.is_ascii() {
         return Err(format!("{:?} is not ASCII: write its `xn--` form", told()));
     }
@@ -108,11 +108,11 @@ pub fn name(source: &str) -> Result<Vec<u8>, String> {
             }
             '\\' => {
                 let (bytes, after) = escape(after)?;
-                label.extend(bytes);
+                label.extend(bytes.to_ascii_lowercase());
                 after
             }
             c if c.is_ascii_graphic() => {
-                label.extend(c.encode_utf8(&mut [0; 4]).bytes());
+                label.push(u8::try_from(c).unwrap_or_default().to_ascii_lowercase());
                 after
             }
             _ => return Err(format!("{:?} is no name", told())),
@@ -143,4 +143,9 @@ pub fn quoted(bytes: &[u8]) -> String {
     }
     text.push('"');
     text
+}
+
+/// The beginning of a text, for errors.
+pub fn short(text: &str) -> String {
+    text.chars().take(80).collect()
 }
