@@ -12,6 +12,7 @@
 pub mod kind;
 pub mod message;
 pub mod name;
+pub mod operations;
 pub mod reverse;
 pub mod rrset;
 pub mod sign;
