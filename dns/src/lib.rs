@@ -9,6 +9,7 @@
 //! anything: it answers from the replica while control is down, and a new machine's name is served as soon as its
 //! record is in the replica.
 
+pub mod internal;
 pub mod kind;
 pub mod message;
 pub mod name;
