@@ -1,19 +1,88 @@
 //! Authoritative names of the fleet.
 //!
 //! ```text
-//! replica ──project──▶ Zone ──┬── UDP: packet ──answer──▶ packet
-//! (View)   pure, zone.rs      └── TCP: the same, framed
+//! replica ──Projector──▶ Zones ──┬── UDP: packets ──answer──▶ packets     one thread a core, recvmmsg/sendmmsg
+//! (View)    pure, zone/          ├── TCP: the same, framed
+//!                                └── TLS: the same, padded
 //! ```
 //!
-//! [`zone::Zone::project`] and [`answer::answer`] are pure. What is left here is sockets. The server never asks control
-//! anything: it answers from the replica while control is down, and a new machine's name is served as soon as its
-//! record is in the replica.
+//! [`zone::Projector::apply`] and [`answer::answer`] are pure. What is left is sockets, limits and the cache of signatures. The server
+//! never asks control anything: it answers from the replica while control is down, and a new machine's name is served as
+//! soon as its record is in the replica.
 
+pub mod answer;
+pub mod cookie;
+mod denial;
 pub mod kind;
+pub mod limit;
+mod mmsg;
 pub mod name;
+pub mod query;
+pub mod reply;
 pub mod reverse;
 pub mod rrset;
+mod server;
 pub mod sign;
+pub mod signer;
 mod sshfp;
-
+mod stream;
+mod tls;
+mod udp;
 pub mod zone;
+
+use std::net::SocketAddr;
+
+use mashines_fleet::daemon::Common;
+use serde::{Deserialize, Serialize};
+use tracing::info;
+
+pub use crate::server::Server;
+
+/// The `[dns]` section.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Addresses that UDP and TCP are served on. Name each public address: behind `0.0.0.0` or `::` a host with
+    /// several addresses would answer from another one than it was asked at.
+    pub listen: Vec<SocketAddr>,
+    /// Addresses that TLS is served on (RFC 7858; the port is 853).
+    pub tls_listen: Vec<SocketAddr>,
+    /// Threads that answer UDP at each address; 0 for one a core.
+    pub threads: usize,
+    /// What this server calls itself in NSID and `hostname.bind`; nothing when empty.
+    pub identity: String,
+    /// What `version.bind` says; nothing when empty.
+    pub version: String,
+    /// Equal answers a second to one network over UDP; 0 for no limit.
+    pub responses_per_second: u32,
+    /// Signatures made a second for names that exist, and as many for those that do not.
+    pub signatures_per_second: u32,
+    /// Signatures kept, 80 bytes each.
+    pub signatures_kept: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: Vec::new(),
+            tls_listen: Vec::new(),
+            threads: 0,
+            identity: String::new(),
+            version: String::new(),
+            responses_per_second: 200,
+            signatures_per_second: 20_000,
+            signatures_kept: 262_144,
+        }
+    }
+}
+
+/// The role: binds, then serves until the daemon ends.
+///
+/// # Errors
+/// An address cannot be bound, or a socket failed; the error names it.
+pub async fn run(config: Config, common: Common) -> anyhow::Result<()> {
+    let server = Server::bind(&config).await?;
+    info!(addresses = ?server.addresses()?, tls = ?server.tls_addresses()?, "name server listens");
+    let (view, secret) = (common.view.clone(), common.secret.clone());
+    server.serve(view, secret, async move { common.stopped().await }).await
+}

@@ -2,7 +2,13 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use mashines_dns::answer::{Asker, Authority, Moment, Transport, answer};
+use mashines_dns::cookie::Cookies;
+use mashines_dns::signer::OnlineSigner;
+use mashines_dns::zone::Projector;
+use mashines_fleet::sealed::EntrySecret;
 use mashines_fleet::view::{Batch, Change, View};
 use serde_json::{Value, json};
 
@@ -80,4 +86,37 @@ pub fn view(changes: Vec<Change>) -> Arc<View> {
 
 pub fn fleet() -> Arc<View> {
     view(vec![config("2001:db8:160::/48"), entry(), web(), machine(2, "db", "2001:db8:160::2", json!({}))])
+}
+
+/// The time at which tests ask, seconds since 1970.
+pub const NOW: u64 = 1_800_000_000;
+
+/// What there is to answer from: a view, and what opens its keys.
+pub struct World {
+    pub moment: Moment,
+    pub authority: Authority,
+}
+
+impl World {
+    pub fn new(view: &Arc<View>, secret: Option<&EntrySecret>) -> Self {
+        let mut projector = Projector::default();
+        projector.apply(view, secret);
+        let cookies = Arc::new(Cookies::new(secret.cloned()));
+        Self { moment: Moment { zones: projector.zones(), cookies }, authority: authority(1_000_000) }
+    }
+
+    pub fn answer(&self, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        let asker = Asker { address: "192.0.2.7".parse().unwrap(), transport, now: NOW };
+        let mut out = Vec::new();
+        answer(packet, asker, &self.moment, &self.authority, &mut out).map(|_| out)
+    }
+}
+
+pub fn authority(signatures_per_second: u32) -> Authority {
+    Authority {
+        identity: "entry160".into(),
+        version: "mashines".into(),
+        idle: Duration::from_secs(10),
+        signer: OnlineSigner::new(1000, signatures_per_second),
+    }
 }
