@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::answer::{Asker, Authority, Moment, Transport, answer};
-use crate::operations::{Handled, LONGEST_TRANSFER, Operations, sign_answer};
+use crate::operations::{Handled, LONGEST_TRANSFER, Operations, signed_like};
 use crate::server::unix_time;
 use crate::transfer::stream::Transfer;
 
@@ -80,7 +80,7 @@ impl Clerk {
                     let moment = Arc::clone(&self.moments.borrow());
                     let mut told = Vec::new();
                     if answer(&question, asker, &moment, &self.authority, &mut told).is_some() {
-                        send(&socket, peer, &sign_answer(told, *conversation, false, now));
+                        send(&socket, peer, &signed_like(told, conversation, false, now));
                     }
                 }
                 Handled::Update(pending) => {
@@ -125,7 +125,7 @@ impl Desk {
                 if answer(&question, asker, moment, authority, &mut told).is_none() {
                     return Ok(());
                 }
-                let signed = sign_answer(told, *conversation, true, asker.now);
+                let signed = signed_like(told, conversation, true, asker.now);
                 write(stream, &signed, Instant::now() + SEND).await
             }
             Handled::Update(pending) => {

@@ -232,8 +232,7 @@ impl FromStr for Name {
         let bad = |why| BadName { text: text.chars().take(80).collect(), why };
         let mut wire = Vec::with_capacity(text.len() + 2);
         if text != "." {
-            let text = text.strip_suffix('.').filter(|rest| !rest.ends_with('\\')).unwrap_or(text);
-            relative_wire(text, &mut wire).map_err(bad)?;
+            relative_wire(text, true, &mut wire).map_err(bad)?;
         }
         wire.push(0);
         Self::from_wire(&wire).ok_or_else(|| bad("it is longer than 255 bytes"))
@@ -247,7 +246,7 @@ impl FromStr for Name {
 pub fn relative(text: &str) -> Result<Vec<u8>, BadName> {
     let mut wire = Vec::with_capacity(text.len() + 1);
     if !text.is_empty() {
-        relative_wire(text, &mut wire)
+        relative_wire(text, false, &mut wire)
             .map_err(|why| BadName { text: text.chars().take(80).collect(), why })?;
     }
     if wire.len() >= MAX_NAME {
@@ -256,12 +255,13 @@ pub fn relative(text: &str) -> Result<Vec<u8>, BadName> {
     Ok(wire.to_ascii_lowercase())
 }
 
-fn relative_wire(text: &str, wire: &mut Vec<u8>) -> Result<(), &'static str> {
+fn relative_wire(text: &str, may_end_with_dot: bool, wire: &mut Vec<u8>) -> Result<(), &'static str> {
     let mut label = Vec::new();
     let mut bytes = text.bytes();
     loop {
         let byte = bytes.next();
         match byte {
+            None if may_end_with_dot && label.is_empty() && !wire.is_empty() => return Ok(()),
             None | Some(b'.') => {
                 let length = u8::try_from(label.len()).ok().filter(|n| (1..=63).contains(n));
                 wire.push(length.ok_or("a label has 1 to 63 bytes")?);

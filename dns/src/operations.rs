@@ -103,8 +103,8 @@ pub enum Handled {
     Reply(Vec<u8>),
     /// There is none.
     Silence,
-    /// A question that was signed: the packet without its signature, and what signs the answer.
-    Question(Vec<u8>, Box<Conversation>),
+    /// A question after all: the packet without its signature, and what signs the answer where there was one.
+    Question(Vec<u8>, Option<Box<Conversation>>),
     /// An update.
     Update(Box<Pending>),
     /// A transfer, and its place among those at once.
@@ -169,7 +169,13 @@ impl Operations {
         }
         match message.questions.first().map(|question| question.kind) {
             Some(kind::AXFR | kind::IXFR) => self.transfer(&message, peer, is_tcp, Some(conversation), now),
-            _ => Handled::Question(without_tsig(&message), Box::new(conversation)),
+            Some(kind::SOA) if self.0.parts.secondaries.may_have(peer, Some(&key_name)) => {
+                match self.soa(&message) {
+                    Some(reply) => Handled::Reply(sign_answer(reply, conversation, is_tcp, now)),
+                    None => Handled::Question(without_tsig(&message), Some(Box::new(conversation))),
+                }
+            }
+            _ => Handled::Question(without_tsig(&message), Some(Box::new(conversation))),
         }
     }
 
@@ -177,18 +183,20 @@ impl Operations {
         if message.header.opcode() == update::OPCODE {
             return Handled::Reply(message.reply(rcode::REFUSED, false));
         }
-        let kind = message.questions.first().map(|question| question.kind);
-        if kind == Some(kind::SOA) {
-            return self.soa(message);
+        match message.questions.first().map(|question| question.kind) {
+            Some(kind::SOA) => match self.soa(message) {
+                Some(reply) => Handled::Reply(reply),
+                None => Handled::Question(message.bytes.to_vec(), None),
+            },
+            _ => self.transfer(message, peer, is_tcp, None, 0),
         }
-        self.transfer(message, peer, is_tcp, None, 0)
     }
 
     /// The SOA for a secondary: that of the copies.
-    fn soa(&self, message: &Message<'_>) -> Handled {
+    fn soa(&self, message: &Message<'_>) -> Option<Vec<u8>> {
         let board = Arc::clone(&self.0.parts.board.borrow());
         let apex = message.questions.first().and_then(|question| Name::from_wire(&question.name));
-        let Some(published) = apex.and_then(|apex| board.get(&apex)) else { return Handled::Silence };
+        let published = board.get(&apex?)?;
         let mut reply = message.reply(rcode::NOERROR, true);
         let opt = message.sections[2].iter().find(|record| record.kind == kind::OPT);
         let wants_signatures = opt.is_some_and(|opt| opt.ttl & 0x8000 != 0);
@@ -202,7 +210,7 @@ impl Operations {
             put_record(&mut reply, &[0], kind::OPT, 1232, opt.ttl & 0x8000, &[]);
             count_one(&mut reply, 3);
         }
-        Handled::Reply(reply)
+        Some(reply)
     }
 
     fn transfer(
@@ -405,8 +413,21 @@ impl Seen {
     }
 }
 
-/// Signs the answer to a signed question. One that does not fit then goes by TCP.
-pub fn sign_answer(mut answer: Vec<u8>, mut conversation: Conversation, is_tcp: bool, now: u64) -> Vec<u8> {
+/// Signs the answer to a question that was signed.
+pub fn signed_like(
+    answer: Vec<u8>,
+    conversation: Option<Box<Conversation>>,
+    is_tcp: bool,
+    now: u64,
+) -> Vec<u8> {
+    match conversation {
+        Some(conversation) => sign_answer(answer, *conversation, is_tcp, now),
+        None => answer,
+    }
+}
+
+/// Signs an answer. One that does not fit then goes by TCP.
+fn sign_answer(mut answer: Vec<u8>, mut conversation: Conversation, is_tcp: bool, now: u64) -> Vec<u8> {
     let unsigned = answer.clone();
     let mut signer = conversation.clone();
     signer.sign(&mut answer, now);

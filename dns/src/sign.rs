@@ -174,14 +174,24 @@ impl KeySet {
         validity: Validity,
     ) -> Result<Vec<Box<[u8]>>, KeyError> {
         let mut text = Vec::with_capacity(512);
-        self.signing(set.kind)
-            .map(|key| {
+        self.signers(set.kind)
+            .map(|tag| {
                 text.clear();
-                let head = self.text_to_sign(key.tag, owner, set, validity, &mut text);
-                let signature = key.pair.sign(&self.random, &text).map_err(|_| KeyError::Refused)?;
-                Ok([text.get(..head).unwrap_or_default(), signature.as_ref()].concat().into())
+                let head = self.text_to_sign(tag, owner, set, validity, &mut text);
+                let signature = self.signature(tag, &text)?;
+                Ok([text.get(..head).unwrap_or_default(), &signature].concat().into())
             })
             .collect()
+    }
+
+    /// The signature of the key `tag` over a text of [`KeySet::text_to_sign`].
+    ///
+    /// # Errors
+    /// [`KeyError::Refused`].
+    pub fn signature(&self, tag: u16, text: &[u8]) -> Result<[u8; 64], KeyError> {
+        let key = self.keys.iter().find(|key| key.tag == tag).ok_or(KeyError::Refused)?;
+        let signature = key.pair.sign(&self.random, text).map_err(|_| KeyError::Refused)?;
+        signature.as_ref().try_into().map_err(|_| KeyError::Refused)
     }
 
     /// What the signature of the key `tag` is made over (RFC 4034 §3.1.8.1); returns how much of it is the RRSIG's own data.

@@ -36,9 +36,14 @@ struct Ours {
 
 impl Ours {
     fn start(secondaries: Vec<SecondaryConfig>, changes: Vec<Change>, secret: EntrySecret) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let config =
-            Config { listen: vec!["127.0.0.1:0".parse().unwrap()], threads: 1, secondaries, ..Config::default() };
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let config = Config {
+            listen: vec!["127.0.0.1:0".parse().unwrap()],
+            threads: 1,
+            secondaries,
+            ..Config::default()
+        };
         let server = runtime.block_on(Server::bind(&config)).unwrap();
         let address = server.addresses().unwrap()[0];
         let (view, views) = watch::channel(common::view(changes));
@@ -61,7 +66,8 @@ fn fleet(secret: &EntrySecret) -> Vec<Change> {
         {"name": "*.deep.er", "type": "TXT", "ttl": 60, "data": "\"below two names that are empty\""},
         {"name": "alias", "type": "CNAME", "ttl": 60, "data": "www.example.org."},
     ]});
-    let mut changes = vec![config("2001:db8:160::/48"), entry(), web(), machine(2, "db", "2001:db8:160::2", own)];
+    let mut changes =
+        vec![config("2001:db8:160::/48"), entry(), web(), machine(2, "db", "2001:db8:160::2", own)];
     changes.extend(ZONES.map(|zone| zone_keys(zone, secret, &[ZoneKeyState::Active])));
     changes
 }
@@ -74,7 +80,7 @@ fn secret_file(directory: &Path, name: &str, secret: &[u8]) -> KeyConfig {
 }
 
 fn knot(primary: SocketAddr, port: u16, secret: &str) -> Peer {
-    let peer = Peer::start("knotd", |directory, _| {
+    Peer::start("knotd", port, |directory| {
         let here = directory.display();
         let (zones, listen): (String, _) = (
             ZONES.map(|zone| format!("  - domain: {zone}\n    master: primary\n    acl: notify\n")).concat(),
@@ -94,12 +100,11 @@ fn knot(primary: SocketAddr, port: u16, secret: &str) -> Peer {
         );
         std::fs::write(directory.join("knot.conf"), conf).unwrap();
         vec!["-c".into(), directory.join("knot.conf").display().to_string()]
-    });
-    Peer { port, ..peer }
+    })
 }
 
 fn nsd(primary: SocketAddr, port: u16, secret: &str) -> Peer {
-    let peer = Peer::start("nsd", |directory, _| {
+    Peer::start("nsd", port, |directory| {
         let here = directory.display();
         let at = format!("{}@{}", primary.ip(), primary.port());
         let zones = ZONES
@@ -118,8 +123,7 @@ fn nsd(primary: SocketAddr, port: u16, secret: &str) -> Peer {
         );
         std::fs::write(directory.join("nsd.conf"), conf).unwrap();
         vec!["-d".into(), "-c".into(), directory.join("nsd.conf").display().to_string()]
-    });
-    Peer { port, ..peer }
+    })
 }
 
 /// The copy that a secondary wrote is complete, signed by the key, and its chain goes all the way around.
@@ -130,7 +134,8 @@ fn verify(secondary: &Peer, anchors: &Path, holds: &str) {
         eventually(&format!("{} is written", file.display()), || {
             std::fs::read_to_string(&file).ok().filter(|text| text.contains("NSEC") && text.contains(holds))
         });
-        let (content, said) = run("ldns-verify-zone", &["-k", &anchors.display().to_string(), &file.display().to_string()]);
+        let (content, said) =
+            run("ldns-verify-zone", &["-k", &anchors.display().to_string(), &file.display().to_string()]);
         assert!(content, "{}: {said}", file.display());
     }
 }
@@ -152,7 +157,9 @@ fn knot_and_nsd_fetch_the_zone_and_then_its_changes_and_both_copies_verify() {
     let (knot, nsd) = (knot(ours.address, ports[0], &key(1)), nsd(ours.address, ports[1], &key(2)));
     for peer in [&knot, &nsd] {
         let asked = ["web.mashine.dev", "AAAA"];
-        eventually("the zone is fetched", || (short(peer.address(), &asked) == ["2001:db8:160::1"]).then_some(()));
+        eventually("the zone is fetched", || {
+            (short(peer.address(), &asked) == ["2001:db8:160::1"]).then_some(())
+        });
         let pointer = eventually("so is the reverse zone", || {
             Some(short(peer.address(), &["-x", "2001:db8:160::2"])).filter(|said| !said.is_empty())
         });
@@ -169,7 +176,9 @@ fn knot_and_nsd_fetch_the_zone_and_then_its_changes_and_both_copies_verify() {
     ours.change(vec![machine(3, "newcomer", "2001:db8:160::3", json!({}))]);
     for peer in [&knot, &nsd] {
         let asked = ["newcomer.mashine.dev", "AAAA"];
-        eventually("the change is fetched", || (short(peer.address(), &asked) == ["2001:db8:160::3"]).then_some(()));
+        eventually("the change is fetched", || {
+            (short(peer.address(), &asked) == ["2001:db8:160::3"]).then_some(())
+        });
     }
     eventually("Knot speaks of IXFR", || knot.log().contains("IXFR, incoming").then_some(()));
     for peer in [&knot, &nsd] {
@@ -184,7 +193,9 @@ fn knot_and_nsd_fetch_the_zone_and_then_its_changes_and_both_copies_verify() {
     ours.change(vec![gone, put("kinds-to-come/x".into(), json!({}))]);
     for peer in [&knot, &nsd] {
         let asked = ["newcomer.mashine.dev", "AAAA"];
-        eventually("what is gone is gone", || kdig(peer.address(), &asked).contains("NXDOMAIN").then_some(()));
+        eventually("what is gone is gone", || {
+            kdig(peer.address(), &asked).contains("NXDOMAIN").then_some(())
+        });
         verify(peer, &anchors, "db.mashine.dev.");
     }
 }
@@ -209,7 +220,7 @@ fn who_lacks_key_address_or_clock_gets_no_zone() {
     let whole = eventually("the copy is made", || {
         Some(axfr(&format!("hmac-sha256:here:{good}"))).filter(|said| said.contains("web.mashine.dev."))
     });
-    assert_eq!(whole.lines().filter(|line| line.contains("\tSOA\t") || line.contains(" SOA ")).count(), 2, "{whole}");
+    assert_eq!(whole.lines().filter(|line| line.contains("\tSOA\t")).count(), 2, "{whole}");
     assert!(kdig(ours.address, &["mashine.dev", "AXFR"]).contains("REFUSED"));
     for (key, says) in [
         (format!("hmac-sha256:here:{bad}"), "BADSIG"),
@@ -224,6 +235,11 @@ fn who_lacks_key_address_or_clock_gets_no_zone() {
     // A signed question that is no transfer gets a signed answer.
     let signed = kdig(ours.address, &["-y", &format!("hmac-sha256:here:{good}"), "web.mashine.dev", "AAAA"]);
     assert!(signed.contains("2001:db8:160::1") && signed.contains("TSIG"), "{signed}");
-    let over_udp = kdig(ours.address, &["-y", &format!("hmac-sha256:here:{good}"), "mashine.dev", "IXFR=1", "+notcp"]);
-    assert_eq!(over_udp.lines().filter(|line| line.contains("SOA") && !line.starts_with(';')).count(), 1, "{over_udp}");
+    let over_udp =
+        kdig(ours.address, &["-y", &format!("hmac-sha256:here:{good}"), "mashine.dev", "IXFR=1", "+notcp"]);
+    assert_eq!(
+        over_udp.lines().filter(|line| line.contains("SOA") && !line.starts_with(';')).count(),
+        1,
+        "{over_udp}"
+    );
 }

@@ -119,7 +119,7 @@ proptest! {
             prop_assert!(owners.is_sorted_by(|one, two| one.name < two.name));
             prop_assert_eq!(&owners[0].name, zone.apex());
             for owner in &owners {
-                let Lookup::Found(_, node) = zones.lookup(&Path::new(owner.name.as_wire()), kind::A) else {
+                let Lookup::Found { node, .. } = zones.lookup(&Path::new(owner.name.as_wire()), kind::A) else {
                     return Err(TestCaseError::fail(format!("{} is not found", owner.name)));
                 };
                 let kinds = |sets: &[mashines_dns::rrset::RrSet<'_>]| sets.iter().map(|set| set.kind).collect::<Vec<_>>();

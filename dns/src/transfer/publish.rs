@@ -1,7 +1,6 @@
 //! Makes new copies of the zones when they have changed.
 
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use tracing::{error, info};
 
 use super::copy::{ZoneCopy, period_of};
 use super::journal::Published;
+use crate::answer::Moment;
 use crate::name::Name;
 use crate::zone::Zones;
 
@@ -23,20 +23,20 @@ const LOOK: Duration = Duration::from_secs(60);
 /// Making copies takes at most about this part of the time.
 const SHARE: u32 = 10;
 
-/// A quiet moment before the first copy: changes come in groups.
+/// After a change, before a copy is made: changes come in groups.
 const GATHER: Duration = Duration::from_millis(50);
 
-/// Makes copies for ever: of what `newest` gives, whenever `changed` returns.
-pub async fn publish<F: Future<Output = bool>>(
-    newest: impl Fn() -> Arc<Zones>,
-    mut changed: impl FnMut() -> F,
+/// Makes copies for ever: of the newest names, when they change and when their signatures get old.
+pub async fn publish(
+    mut moments: watch::Receiver<Arc<Moment>>,
     board: watch::Sender<Arc<Board>>,
     now: impl Fn() -> u64,
 ) {
     loop {
         let begun = Instant::now();
-        let (zones, old, period) = (newest(), Arc::clone(&board.borrow()), period_of(now()));
-        let made = tokio::task::spawn_blocking(move || made(&zones, &old, period)).await;
+        let (moment, old, period) =
+            (Arc::clone(&moments.borrow_and_update()), Arc::clone(&board.borrow()), period_of(now()));
+        let made = tokio::task::spawn_blocking(move || made(&moment.zones, &old, period)).await;
         match made {
             Ok(Some(new)) => {
                 board.send_replace(Arc::new(new));
@@ -44,15 +44,12 @@ pub async fn publish<F: Future<Output = bool>>(
             Ok(None) => {}
             Err(error) => error!(%error, "making copies of the zones for secondaries"),
         }
-        let pause = begun.elapsed() * SHARE + GATHER;
+        tokio::time::sleep(begun.elapsed() * SHARE).await;
         tokio::select! {
-            goes_on = changed() => if !goes_on { return },
+            changed = moments.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(LOOK) => {}
         }
-        tokio::time::sleep_until(begun + pause).await;
-        if begun.elapsed() < GATHER {
-            tokio::time::sleep(GATHER).await;
-        }
+        tokio::time::sleep(GATHER).await;
     }
 }
 

@@ -149,7 +149,14 @@ pub enum Lookup<'a> {
         sets: &'a [OwnedSet],
     },
     /// The name exists, or a wildcard stands for it; without records it is an empty non-terminal.
-    Found(&'a Arc<Zone>, Node<'a>),
+    Found {
+        /// Its zone.
+        zone: &'a Arc<Zone>,
+        /// What is there.
+        node: Node<'a>,
+        /// A wildcard stands for it: there are as many such names as anybody can think of.
+        by_wildcard: bool,
+    },
 }
 
 /// A name that exists.
@@ -234,7 +241,7 @@ impl Zones {
         let Some(zone) = self.zone_of(path, kind) else { return Lookup::OffZone };
         if zone.kind == ZoneKind::Reverse {
             return match self.reverse_node(zone, path) {
-                Some(node) => Lookup::Found(zone, node),
+                Some(node) => Lookup::Found { zone, node, by_wildcard: false },
                 None => Lookup::NoName(zone),
             };
         }
@@ -244,7 +251,7 @@ impl Zones {
             let Some(next) = self.forward_node(zone, path, depth) else {
                 // RFC 4592 §3.3.1: only the wildcard at the closest name that exists stands for those below it.
                 return match self.wildcard(zone, path, depth - 1) {
-                    Some(node) => Lookup::Found(zone, node),
+                    Some(node) => Lookup::Found { zone, node, by_wildcard: true },
                     None => Lookup::NoName(zone),
                 };
             };
@@ -256,7 +263,7 @@ impl Zones {
             }
             node = next;
         }
-        Lookup::Found(zone, node)
+        Lookup::Found { zone, node, by_wildcard: false }
     }
 
     /// What there is at the last `depth` labels, which are below the apex.

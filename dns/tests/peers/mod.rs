@@ -41,11 +41,10 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Starts it in a new directory, `prepare`d with its files.
-    pub fn start(program: &str, prepare: impl FnOnce(&Path, u16) -> Vec<String>) -> Self {
+    /// Starts it in a new directory, `prepare`d with its files; it is to listen at that port.
+    pub fn start(program: &str, port: u16, prepare: impl FnOnce(&Path) -> Vec<String>) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let port = free_port();
-        let arguments = prepare(directory.path(), port);
+        let arguments = prepare(directory.path());
         let log = directory.path().join("log");
         let file = std::fs::File::create(&log).unwrap();
         let child = Command::new(program)
