@@ -54,6 +54,8 @@ fn view() -> View {
         ssh_ports: (1, 2),
         ssh_ca: None,
         sign_up: Default::default(),
+        zones: vec![],
+        caa_issuers: vec![],
     };
     View { config: Some(Arc::new(config)), ..View::default() }
 }
