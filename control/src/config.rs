@@ -29,6 +29,10 @@ pub struct Config {
     /// How long a migration may take when nobody says otherwise, seconds.
     #[serde(default = "timeout")]
     pub migration_timeout_s: u64,
+    /// Resolvers that are asked whether a domain's owner wants it here; those of `/etc/resolv.conf` when empty. One that validates
+    /// DNSSEC makes the proof as strong as the domain's zone.
+    #[serde(default)]
+    pub resolvers: Vec<SocketAddr>,
     /// How long caches may keep what they know of a zone: what a rollover of its keys waits for.
     #[serde(default)]
     pub zone_keys: Timing,
@@ -59,6 +63,7 @@ impl Default for Config {
             drain_parallel: two(),
             blackout_budget_ms: budget(),
             migration_timeout_s: timeout(),
+            resolvers: Vec::new(),
             zone_keys: Timing::default(),
         }
     }

@@ -17,6 +17,7 @@
 
 mod addresses;
 mod api;
+mod certificates;
 mod config;
 mod control;
 mod failure;

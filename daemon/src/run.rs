@@ -201,6 +201,13 @@ fn start_entry(config: &Arc<Config>, common: &Common, tasks: &mut JoinSet<Ended>
     }
     let own = common.clone();
     tasks.spawn(async move { ("entry: dns", mashines_dns::run(names, own).await) });
+    if let Some(mut certificates) = config.acme.clone() {
+        if certificates.control.is_empty() {
+            certificates.control = config.control_urls()?;
+        }
+        let own = common.clone();
+        tasks.spawn(async move { ("entry: acme", mashines_acme::run(certificates, own).await) });
+    }
     let (config, common) = (Arc::clone(config), common.clone());
     tasks.spawn(
         async move { ("entry's reports", report::run(&config, HostRole::Entry, &common, None).await) },

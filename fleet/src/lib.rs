@@ -4,10 +4,13 @@
 
 pub mod access;
 pub mod api;
+pub mod chain;
 pub mod daemon;
 pub mod dns_update;
+pub mod entry_api;
 pub mod host_api;
 pub mod id;
+pub mod issuance;
 pub mod join;
 pub mod key;
 pub mod own_record;

@@ -1,6 +1,7 @@
 //! The command tree: one file a command. This module holds what all share: global options, dispatch, how an error is told.
 
 mod ca;
+mod certs;
 mod completions;
 mod config;
 mod cordon;
@@ -147,6 +148,9 @@ enum Command {
     Keys(keys::Args),
     /// List, add and remove certificate authorities whose certificates enter the account
     Ca(ca::Args),
+    /// List, add, check, import and remove names and their certificates
+    #[command(visible_alias = "certificates")]
+    Certs(certs::Args),
     /// List, make and remove API tokens
     Tokens(tokens::Args),
     /// Records below a machine's name, update keys; the keys of the fleet's zones
@@ -295,6 +299,7 @@ async fn dispatch(command: Command, context: &mut Context<'_>) -> Result<Exit, C
         Command::Join(args) => invites::join(args, context).await,
         Command::Keys(args) => keys::run(args, context).await,
         Command::Ca(args) => ca::run(args, context).await,
+        Command::Certs(args) => certs::run(args, context).await,
         Command::Tokens(args) => tokens::run(args, context).await,
         Command::Dns(args) => dns::run(args, context).await,
         Command::SignUp(args) => sign_up::run(args, context).await,

@@ -7,12 +7,14 @@ mod account;
 mod answer;
 mod apps;
 mod auth;
+mod certificates;
 mod create;
 mod dns;
 mod hosts;
 mod inspect;
 mod internal;
 mod invites;
+mod issuance;
 mod keys;
 mod launch;
 mod leases;
@@ -23,11 +25,14 @@ mod migrations;
 mod power;
 mod render;
 mod request;
+mod services;
 mod suggest;
 mod volumes;
 mod zones;
 
 use std::time::Duration;
+
+pub use inspect::host_of;
 
 use axum::Router;
 use axum::extract::Request;
@@ -47,6 +52,7 @@ const TIMEOUT: Duration = Duration::from_secs(90);
 pub fn router(control: Control) -> Router {
     let quick = public()
         .merge(internal::router())
+        .merge(issuance::router())
         .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, TIMEOUT));
     quick
         // A command in a guest takes as long as it takes; its own time-out ends it.
@@ -58,7 +64,11 @@ pub fn router(control: Control) -> Router {
 }
 
 fn public() -> Router<Control> {
-    Router::new().merge(of_machines()).merge(of_the_account()).merge(of_the_fleet())
+    Router::new()
+        .merge(of_machines())
+        .merge(certificates::router())
+        .merge(of_the_account())
+        .merge(of_the_fleet())
 }
 
 fn of_machines() -> Router<Control> {

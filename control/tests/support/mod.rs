@@ -76,10 +76,15 @@ impl Fleet {
 
     /// The same with other settings.
     pub async fn up_with(hosts: &[&str], set: impl FnOnce(&mut Config)) -> Self {
-        let state = tempfile::tempdir().unwrap();
         let mut config = Config::default();
         set(&mut config);
-        let founded: Founded = mashines_control::init(&config, state.path(), founding()).await.unwrap();
+        Self::up_as(hosts, config, founding()).await
+    }
+
+    /// The same with another configuration.
+    pub async fn up_as(hosts: &[&str], config: Config, founding: Founding) -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let founded: Founded = mashines_control::init(&config, state.path(), founding).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let url = format!("https://{address}");

@@ -32,6 +32,12 @@
 //! | `POST, DELETE M/{id}/dns/update-key` | → [`UpdateKeyMade`] |
 //! | `POST M/{id}/migrate` | [`Migrate`] → [`Migration`] |
 //! | `GET, POST /v1/apps/{app}/volumes`; `GET, DELETE …/{id}` | [`CreateVolume`] → [`Volume`] |
+//! | `GET /v1/apps/{app}/certificates`, `…/{hostname}` | → [`Certificates`], [`Certificate`] |
+//! | `POST /v1/apps/{app}/certificates/acme` | [`AddCertificate`] → [`Certificate`] |
+//! | `POST /v1/apps/{app}/certificates/custom` | [`ImportCertificate`] → [`Certificate`] |
+//! | `POST /v1/apps/{app}/certificates/{hostname}/check` | → [`Certificate`]: looks at the domain's zone now |
+//! | `DELETE /v1/apps/{app}/certificates/{hostname}` | → [`Done`] |
+//! | `GET /v1/certificates` | → [`Certificates`] of the account, flat; with the platform's for administrators |
 //! | `GET /v1/orgs/{account}/machines` | → [`OrgMachines`] |
 //! | `GET /v1/machines`, `/v1/machines/{id or slug}` | → [`Machine`]s of the account, flat |
 //! | `GET /v1/volumes` | → [`Volume`]s of the account, flat |
@@ -49,6 +55,7 @@
 //! Every machine path takes the id or the slug. Errors are [`ErrorBody`]. Answers carry `fly-request-id`.
 //! `POST M` takes `Idempotency-Key`: the same key within a day answers with the same machine.
 
+mod certificates;
 mod machine;
 mod names;
 mod people;
@@ -56,6 +63,7 @@ mod place;
 
 use serde::{Deserialize, Serialize};
 
+pub use certificates::*;
 pub use machine::*;
 pub use names::*;
 pub use people::*;

@@ -1,9 +1,11 @@
 //! What is true about names and certificates: the records that dns, acme and the TLS edge are projections of.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::UnixMs;
-use crate::id::{AccountId, DomainName, HostId, MachineId};
+use crate::id::{AccountId, DomainName, HostId, IssuerName, MachineId};
 use crate::sealed::Sealed;
 
 /// A record that a machine's owner put at its name or below it.
@@ -173,6 +175,28 @@ pub enum Show {
         /// SHA-256 of the key authorization, hex.
         digest: String,
     },
+}
+
+/// The platform's account at an issuer, and what it has used of the issuer's limits ([`crate::issuance`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcmeAccount {
+    /// What the configuration calls the issuer.
+    pub id: IssuerName,
+    /// The directory that the account is at. Another one in the configuration means another account.
+    pub directory: String,
+    /// Its address and private key, sealed to `acme-accounts/ID`.
+    pub credentials: Sealed,
+    /// When orders were made lately, oldest first.
+    #[serde(default)]
+    pub orders: Vec<UnixMs>,
+    /// When validations of a name failed lately, oldest first.
+    #[serde(default)]
+    pub failures: BTreeMap<DomainName, Vec<UnixMs>>,
+    /// The issuer said that it wants to hear nothing of us before.
+    #[serde(default)]
+    pub paused_until: Option<UnixMs>,
+    /// Creation.
+    pub created_at: UnixMs,
 }
 
 /// The keys that sign a zone on line. All name servers of the fleet sign with the same.

@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod clients;
+pub mod edge;
 
 use axum::Router;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener};

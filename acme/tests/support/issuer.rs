@@ -1,0 +1,1 @@
+//! A CA in the test: what Debian's pebble lacks.
