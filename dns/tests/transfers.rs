@@ -26,8 +26,9 @@ use tokio::sync::watch;
 /// A server whose facts a test changes.
 struct Ours {
     address: SocketAddr,
-    view: watch::Sender<Arc<View>>,
+    // Ends before the facts do.
     _runtime: tokio::runtime::Runtime,
+    view: watch::Sender<Arc<View>>,
     _secret: watch::Sender<Option<EntrySecret>>,
 }
 
