@@ -97,6 +97,8 @@ mod tests {
             ssh_ports: (1, 2),
             ssh_ca: None,
             sign_up: Default::default(),
+            zones: Vec::new(),
+            caa_issuers: Vec::new(),
         };
         View { config: Some(Arc::new(config)), ..View::default() }
     }
