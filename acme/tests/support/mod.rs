@@ -7,7 +7,6 @@ pub mod edge;
 #[path = "../../../control/tests/support/mod.rs"]
 pub mod fleet;
 pub mod issuer;
-pub mod names;
 pub mod pebble;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -15,6 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use fleet::names::APEX;
+use fleet::names::Names;
 use fleet::{Fleet, founding};
 use mashines_acme::clock::Clock;
 use mashines_acme::config::{Config, Issuer, Ports};
@@ -27,13 +28,11 @@ use mashines_fleet::replica::{ReplicaConfig, follow};
 use mashines_fleet::rpc::{Client, Empty};
 use mashines_fleet::sealed::EntrySecret;
 use mashines_fleet::view::View;
-use names::Names;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 pub const LOCAL: Ipv4Addr = Ipv4Addr::LOCALHOST;
-pub const APEX: &str = "mashine.test";
 pub const WILDCARD: &str = "*.mashine.test";
 pub const CERTIFICATES: &str = "/v1/apps/default/certificates";
 
@@ -44,6 +43,11 @@ pub struct Travel(Arc<AtomicU64>);
 impl Travel {
     pub fn by(&self, span: Duration) {
         self.0.fetch_add(u64::try_from(span.as_millis()).unwrap(), Ordering::SeqCst);
+    }
+
+    /// To that time, if it is ahead.
+    pub fn to(&self, at: u64) {
+        self.by(Duration::from_millis(at.saturating_sub(self.clock().now())));
     }
 
     pub fn clock(&self) -> Clock {

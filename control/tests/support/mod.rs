@@ -4,6 +4,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod fake_host;
+pub mod names;
 pub mod people;
 
 use std::net::SocketAddr;

@@ -1,7 +1,7 @@
 //! DNS of the test: the fleet's zone as far as challenges go, and customers' zones as the test writes them.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use hickory_proto::op::{Message, ResponseCode};
@@ -11,6 +11,9 @@ use mashines_fleet::record::Show;
 use mashines_fleet::view::View;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
+
+/// The fleet's zone.
+pub const APEX: &str = "mashine.test";
 
 type Table = Arc<Mutex<BTreeMap<String, Vec<RData>>>>;
 type Views = Arc<Mutex<Option<watch::Receiver<Arc<View>>>>>;
@@ -26,7 +29,7 @@ pub struct Names {
 
 impl Names {
     pub async fn start() -> Self {
-        let socket = UdpSocket::bind((super::LOCAL, 0)).await.unwrap();
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let names = Self {
             address: socket.local_addr().unwrap(),
             table: Table::default(),
@@ -62,6 +65,11 @@ impl Names {
 
     pub fn address(&self, name: &str, address: &str) {
         self.put(name, RData::A(A(address.parse().unwrap())));
+    }
+
+    /// The address of a machine's own name, in place of the loopback.
+    pub fn address_of_machine(&self, slug: &str, address: &str) {
+        self.address(&format!("{slug}.{APEX}"), address);
     }
 
     pub fn alias(&self, name: &str, target: &str) {
@@ -124,8 +132,8 @@ impl Names {
     fn at(&self, name: &str) -> Vec<RData> {
         let mut data = self.table.lock().unwrap().get(name).cloned().unwrap_or_default();
         // Machines and entries of the fleet are at the loopback.
-        if name.ends_with(super::APEX) && !name.starts_with('_') {
-            data.push(RData::A(A(super::LOCAL)));
+        if data.is_empty() && name.ends_with(APEX) && !name.starts_with('_') {
+            data.push(RData::A(A(Ipv4Addr::LOCALHOST)));
         }
         let views = self.views.lock().unwrap().clone();
         let blind = self.blind.load(std::sync::atomic::Ordering::SeqCst);
