@@ -48,8 +48,11 @@ pub enum Fault {
     Ours(String),
 }
 
+/// Each once: a wildcard and its base are proved by the same name, and both count at the issuer.
 fn list(names: &[DomainName]) -> String {
-    names.iter().map(DomainName::as_str).collect::<Vec<_>>().join(", ")
+    let mut names: Vec<&str> = names.iter().map(DomainName::as_str).collect();
+    names.dedup();
+    names.join(", ")
 }
 
 /// What comes before the kind of a problem.

@@ -158,7 +158,8 @@ async fn what_an_issuer_refuses_or_cannot_see_is_told_with_its_words_and_what_to
     ca.mood(Mood::Blind);
     world.travel.by(MINUTES);
     let failed = world.certificate(WILDCARD, "invalid", |c| c.failures == 2 && c.lease.is_none()).await;
-    assert!(failed.problem.unwrap().what.contains("could not validate mashine.test: saw something else"));
+    let problem = failed.problem.unwrap();
+    assert!(problem.what.contains("could not validate mashine.test: saw something else"), "{problem:?}");
     let account = world.view().acme_accounts[&"own".parse().unwrap()].clone();
     assert_eq!(
         account.failures[&"mashine.test".parse().unwrap()].len(),
