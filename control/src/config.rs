@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::zone_keys::Timing;
+
 /// How control runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -31,6 +33,9 @@ pub struct Config {
     /// DNSSEC makes the proof as strong as the domain's zone.
     #[serde(default)]
     pub resolvers: Vec<SocketAddr>,
+    /// How long caches may keep what they know of a zone: what a rollover of its keys waits for.
+    #[serde(default)]
+    pub zone_keys: Timing,
 }
 
 fn listen() -> SocketAddr {
@@ -59,6 +64,7 @@ impl Default for Config {
             blackout_budget_ms: budget(),
             migration_timeout_s: timeout(),
             resolvers: Vec::new(),
+            zone_keys: Timing::default(),
         }
     }
 }

@@ -92,6 +92,12 @@ pub struct Fleet {
     /// What becomes of a key that nobody knows: `closed` (the default), `invite`, `open`.
     #[serde(default)]
     pub sign_up: mashines_fleet::record::SignUp,
+    /// Further zones, and records of the operator in the fleet's own: `[[fleet.zones]]`.
+    #[serde(default)]
+    pub zones: Vec<mashines_fleet::record::StaticZone>,
+    /// Which issuers may give certificates below the apex: their domains as in CAA records.
+    #[serde(default)]
+    pub caa_issuers: Vec<String>,
 }
 
 /// The public side of an entry.
@@ -213,6 +219,8 @@ impl Config {
             ssh_ports: fleet.ssh_ports,
             ssh_ca: None,
             sign_up: fleet.sign_up,
+            zones: fleet.zones.clone(),
+            caa_issuers: fleet.caa_issuers.clone(),
         })
     }
 }

@@ -6,6 +6,7 @@ mod completions;
 mod config;
 mod cordon;
 mod cp;
+mod dns;
 mod doctor;
 mod drain;
 mod enter;
@@ -152,6 +153,8 @@ enum Command {
     Certs(certs::Args),
     /// List, make and remove API tokens
     Tokens(tokens::Args),
+    /// Records below a machine's name, update keys; the keys of the fleet's zones
+    Dns(dns::Args),
     /// Say or choose how the fleet takes newcomers
     SignUp(sign_up::Args),
     /// Print lines for ~/.ssh/config
@@ -298,6 +301,7 @@ async fn dispatch(command: Command, context: &mut Context<'_>) -> Result<Exit, C
         Command::Ca(args) => ca::run(args, context).await,
         Command::Certs(args) => certs::run(args, context).await,
         Command::Tokens(args) => tokens::run(args, context).await,
+        Command::Dns(args) => dns::run(args, context).await,
         Command::SignUp(args) => sign_up::run(args, context).await,
         Command::SshConfig(args) => ssh_config::run(args, context).await,
         Command::KnownHosts(args) => known_hosts::run(args, context).await,

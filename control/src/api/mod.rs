@@ -9,6 +9,7 @@ mod apps;
 mod auth;
 mod certificates;
 mod create;
+mod dns;
 mod hosts;
 mod inspect;
 mod internal;
@@ -26,6 +27,7 @@ mod render;
 mod request;
 mod suggest;
 mod volumes;
+mod zones;
 
 use std::time::Duration;
 
@@ -81,6 +83,8 @@ fn of_machines() -> Router<Control> {
         .route("/metadata/{key}", get(metadata::one).post(metadata::set).delete(metadata::unset))
         .route("/shares", get(members::shares).post(members::share))
         .route("/shares/{account}", delete(members::unshare))
+        .route("/dns/records", get(dns::list).post(dns::add).delete(dns::remove))
+        .route("/dns/update-key", post(dns::make_key).delete(dns::revoke_key))
         .route("/lease", get(leases::show).post(leases::take).delete(leases::release))
         .route("/migrate", post(migrations::migrate));
     Router::new()
@@ -123,6 +127,9 @@ fn of_the_account() -> Router<Control> {
 fn of_the_fleet() -> Router<Control> {
     Router::new()
         .route("/v1/fleet/sign-up", get(account::policy).post(account::set_policy))
+        .route("/v1/fleet/zones", get(zones::list))
+        .route("/v1/fleet/zones/{zone}/rollover", post(zones::rollover))
+        .route("/v1/fleet/zones/{zone}/ds-seen", post(zones::ds_seen))
         .route("/v1/platform/regions", get(hosts::regions))
         .route("/v1/hosts", get(hosts::list))
         .route("/v1/hosts/{host}", get(hosts::show))

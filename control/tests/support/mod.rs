@@ -61,6 +61,8 @@ pub fn founding() -> Founding {
             ssh_ports: (2200, 2300),
             ssh_ca: None,
             sign_up: mashines_fleet::record::SignUp::default(),
+            zones: vec![],
+            caa_issuers: vec![],
         },
         account: "ann".parse().unwrap(),
         ssh_keys: vec![],
@@ -70,10 +72,17 @@ pub fn founding() -> Founding {
 impl Fleet {
     /// Control with these hosts, all of which reported.
     pub async fn up(hosts: &[&str]) -> Self {
-        Self::up_as(hosts, Config::default(), founding()).await
+        Self::up_with(hosts, |_| {}).await
     }
 
-    /// The same with another configuration.
+    /// The same with other settings.
+    pub async fn up_with(hosts: &[&str], set: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config::default();
+        set(&mut config);
+        Self::up_as(hosts, config, founding()).await
+    }
+
+    /// The same with other settings of another fleet.
     pub async fn up_as(hosts: &[&str], config: Config, founding: Founding) -> Self {
         let state = tempfile::tempdir().unwrap();
         let founded: Founded = mashines_control::init(&config, state.path(), founding).await.unwrap();

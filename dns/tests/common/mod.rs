@@ -2,8 +2,21 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use mashines_dns::answer::{Asker, Authority, Moment, Transport, answer};
+use mashines_dns::cookie::Cookies;
+use mashines_dns::signer::OnlineSigner;
+use mashines_dns::zone::Projector;
+use mashines_fleet::id::DomainName;
+use mashines_fleet::key::Key;
+use mashines_fleet::record::{ZoneKey, ZoneKeyState, ZoneKeys};
+use mashines_fleet::sealed::EntrySecret;
 use mashines_fleet::view::{Batch, Change, View};
+use mashines_fleet::zone_key::{dnskey_rdata, key_tag};
 use serde_json::{Value, json};
 
 pub const HOST_KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJfkNV4OS33ImTXvorZr72q4v5XhVEQKfvqsxOEJ/XaR";
@@ -80,4 +93,52 @@ pub fn view(changes: Vec<Change>) -> Arc<View> {
 
 pub fn fleet() -> Arc<View> {
     view(vec![config("2001:db8:160::/48"), entry(), web(), machine(2, "db", "2001:db8:160::2", json!({}))])
+}
+
+/// The time at which tests ask, seconds since 1970.
+pub const NOW: u64 = 1_800_000_000;
+
+/// What there is to answer from: a view, and what opens its keys.
+pub struct World {
+    pub moment: Moment,
+    pub authority: Authority,
+}
+
+impl World {
+    pub fn new(view: &Arc<View>, secret: Option<&EntrySecret>) -> Self {
+        let mut projector = Projector::default();
+        projector.apply(view, secret);
+        let cookies = Arc::new(Cookies::new(secret.cloned()));
+        Self { moment: Moment { zones: projector.zones(), cookies }, authority: authority(1_000_000) }
+    }
+
+    pub fn answer(&self, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        let asker = Asker { address: "192.0.2.7".parse().unwrap(), transport, now: NOW };
+        let mut out = Vec::new();
+        answer(packet, asker, &self.moment, &self.authority, &mut out).map(|_| out)
+    }
+}
+
+pub fn authority(signatures_per_second: u32) -> Authority {
+    Authority {
+        identity: "entry160".into(),
+        version: "mashines".into(),
+        idle: Duration::from_secs(10),
+        signer: OnlineSigner::new(1000, signatures_per_second),
+    }
+}
+
+/// A zone's keys, one in each state, sealed with `secret`.
+pub fn zone_keys(zone: &str, secret: &EntrySecret, states: &[ZoneKeyState]) -> Change {
+    let id: DomainName = zone.parse().unwrap();
+    let keys = states.iter().map(|state| {
+        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+        let public = &pair.public_key().as_ref()[1..];
+        let pkcs8 = pair.to_pkcs8v1().unwrap();
+        let sealed = secret.seal(&Key::ZoneKeys(id.clone()), pkcs8.as_ref()).unwrap();
+        let tag = key_tag(&dnskey_rdata(public));
+        ZoneKey { tag, public: STANDARD.encode(public), secret: sealed, state: *state, since: 0 }
+    });
+    let record = ZoneKeys { id: id.clone(), keys: keys.collect() };
+    put(Key::ZoneKeys(id).to_string(), serde_json::to_value(record).unwrap())
 }

@@ -28,6 +28,8 @@
 //! | `GET M/{id}/logs` | → [`Logs`]: the console |
 //! | `GET, PUT, PATCH M/{id}/metadata`; `GET, POST, DELETE …/{key}` | `{key: value}`; POST [`MetadataValue`] |
 //! | `GET, POST, DELETE M/{id}/lease` | [`LeaseRequest`] → [`LeaseAnswer`] |
+//! | `GET, POST, DELETE M/{id}/dns/records` | [`AddRecord`] → [`DnsRecords`]; DELETE takes [`RemoveRecords`] as query |
+//! | `POST, DELETE M/{id}/dns/update-key` | → [`UpdateKeyMade`] |
 //! | `POST M/{id}/migrate` | [`Migrate`] → [`Migration`] |
 //! | `GET, POST /v1/apps/{app}/volumes`; `GET, DELETE …/{id}` | [`CreateVolume`] → [`Volume`] |
 //! | `GET /v1/apps/{app}/certificates`, `…/{hostname}` | → [`Certificates`], [`Certificate`] |
@@ -41,6 +43,7 @@
 //! | `GET /v1/volumes` | → [`Volume`]s of the account, flat |
 //! | `GET /v1/migrations?machine=ID`, `/v1/migrations/{id}` | → [`Migration`] |
 //! | `POST /v1/migrations/{id}/cancel` | → [`Migration`] |
+//! | `GET /v1/fleet/zones`; `POST …/{zone}/rollover`, `…/{zone}/ds-seen` | → [`Zone`]s; administrators |
 //! | `GET /v1/hosts`, `/v1/hosts/{id}` | → [`Host`] |
 //! | `POST /v1/hosts/{id}/cordon`, `uncordon` | → [`Host`] |
 //! | `POST /v1/hosts/{id}/drain`; `GET` the same | → [`Drain`] |
@@ -54,6 +57,7 @@
 
 mod certificates;
 mod machine;
+mod names;
 mod people;
 mod place;
 
@@ -61,6 +65,7 @@ use serde::{Deserialize, Serialize};
 
 pub use certificates::*;
 pub use machine::*;
+pub use names::*;
 pub use people::*;
 pub use place::*;
 

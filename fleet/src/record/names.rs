@@ -226,14 +226,17 @@ pub struct ZoneKey {
     pub since: UnixMs,
 }
 
-/// A rollover by double signature of the DNSKEY set (RFC 6781 §4.1.2, RFC 7583): `Published` → `Active` → `Retired` → gone.
+/// A rollover by double signature of the DNSKEY set (RFC 6781 §4.1.3, RFC 7583): `Published` → `Announced` → `Active` → `Retired` → gone.
+/// What each state amounts to in DNS is [`zone_key`](crate::zone_key)'s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ZoneKeyState {
-    /// In the DNSKEY set, which it signs too, and in CDS and CDNSKEY: the parent is to take its DS.
+    /// In the DNSKEY set, which it signs too. Resolvers may still hold the set without it.
     Published,
+    /// Every resolver can know it: it is in CDS and CDNSKEY, and the parent is to take its DS.
+    Announced,
     /// It signs everything; its DS is at the parent.
     Active,
-    /// Still in the DNSKEY set, for answers that resolvers keep.
+    /// Still in the DNSKEY set, which it signs too: for answers, and for its DS, that resolvers keep.
     Retired,
 }
