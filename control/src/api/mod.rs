@@ -25,6 +25,7 @@ mod migrations;
 mod power;
 mod render;
 mod request;
+mod services;
 mod suggest;
 mod volumes;
 mod zones;
