@@ -48,14 +48,10 @@ fn account(issuer: &str) -> AcmeAccount {
 }
 
 fn view() -> View {
-    let config = FleetConfig {
-        domain: "mashine.test".to_owned(),
-        prefix: "2001:db8::/32".parse().unwrap(),
-        name_servers: vec![],
-        ssh_ports: (1, 2),
-        ssh_ca: None,
-        sign_up: Default::default(),
-    };
+    let config: FleetConfig = serde_json::from_value(serde_json::json!({
+        "domain": "mashine.test", "prefix": "2001:db8::/32", "name_servers": [], "ssh_ports": [1, 2], "ssh_ca": null,
+    }))
+    .unwrap();
     View { config: Some(Arc::new(config)), ..View::default() }
 }
 

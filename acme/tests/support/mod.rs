@@ -3,7 +3,7 @@
 // Each test program uses a part of it, and a test that cannot go on panics.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-pub mod edge;
+pub mod doors;
 #[path = "../../../control/tests/support/mod.rs"]
 pub mod fleet;
 pub mod issuer;
@@ -64,7 +64,7 @@ pub fn now() -> u64 {
 pub struct World {
     pub fleet: Fleet,
     pub names: Names,
-    pub edge: edge::Edge,
+    pub edge: doors::Edge,
     pub travel: Travel,
     view: watch::Receiver<Arc<View>>,
 }
@@ -78,15 +78,17 @@ impl World {
         founding.fleet.name_servers = vec![server];
         let config = mashines_control::Config { resolvers: vec![names.address], ..Default::default() };
         let mut fleet = Fleet::up_as(&["hosta"], config, founding).await;
-        // The doors of the fleet, as they show challenges: a replica of their own.
-        let identity = fleet.join("watcher", vec![HostRole::Host]).await;
+        // The doors of the fleet show challenges by a replica of their own.
+        let identity = fleet.join("doors", vec![HostRole::Host]).await;
+        let state = fleet.state.path();
         let (view, _following) = follow(ReplicaConfig {
             control: vec![fleet.url.clone()],
-            tls: identity,
-            file: fleet.state.path().join("replica-doors.json"),
+            tls: identity.clone(),
+            file: state.join("replica-doors.json"),
         });
-        names.show(view.clone());
-        let edge = edge::Edge::start(view.clone()).await;
+        let secret = EntrySecret::load(&state.join("entries.key")).unwrap().unwrap();
+        let edge = doors::Edge::start(identity, view.clone(), secret, state).await;
+        names.delegate(edge.dns);
         Self { fleet, names, edge, travel: Travel::default(), view }
     }
 
@@ -135,7 +137,7 @@ impl World {
             failures_before_next: 2,
             call_timeout_s: 5,
             order_timeout_s: 60,
-            ports: Ports { dns: self.names.address.port(), http: self.edge.http, tls: self.edge.tls },
+            ports: Ports { dns: self.edge.dns.port(), http: self.edge.http, tls: self.edge.tls },
         };
         let secret = EntrySecret::load(&self.fleet.state.path().join("entries.key")).unwrap();
         let (alive, shutdown) = watch::channel(false);
