@@ -13,10 +13,15 @@
 pub mod answer;
 pub mod cookie;
 mod denial;
+mod desk;
+mod follow;
+pub mod internal;
 pub mod kind;
 pub mod limit;
+pub mod message;
 mod mmsg;
 pub mod name;
+pub mod operations;
 pub mod query;
 pub mod reply;
 pub mod reverse;
@@ -27,16 +32,22 @@ pub mod signer;
 mod sshfp;
 mod stream;
 mod tls;
+pub mod transfer;
+pub mod tsig;
 mod udp;
+pub mod update;
 pub mod zone;
 
 use std::net::SocketAddr;
 
+use anyhow::Context as _;
 use mashines_fleet::daemon::Common;
+use mashines_fleet::rpc::Client;
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
 pub use crate::server::Server;
+use crate::transfer::secondary::SecondaryConfig;
 
 /// The `[dns]` section.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -59,6 +70,14 @@ pub struct Config {
     pub signatures_per_second: u32,
     /// Signatures kept, 80 bytes each.
     pub signatures_kept: usize,
+    /// Servers that get copies of the zones and are told of changes.
+    pub secondaries: Vec<SecondaryConfig>,
+    /// Control's addresses, `https://ADDRESS:PORT`, to which dynamic updates are handed. The daemon fills them in.
+    pub control: Vec<String>,
+    /// Addresses at which machines are answered `.internal` names of their own account; never public ones.
+    pub internal_listen: Vec<SocketAddr>,
+    /// Resolvers that are asked for what machines ask besides, one after the other.
+    pub forward: Vec<SocketAddr>,
 }
 
 impl Default for Config {
@@ -72,6 +91,10 @@ impl Default for Config {
             responses_per_second: 200,
             signatures_per_second: 20_000,
             signatures_kept: 262_144,
+            secondaries: Vec::new(),
+            control: Vec::new(),
+            internal_listen: Vec::new(),
+            forward: Vec::new(),
         }
     }
 }
@@ -81,7 +104,9 @@ impl Default for Config {
 /// # Errors
 /// An address cannot be bound, or a socket failed; the error names it.
 pub async fn run(config: Config, common: Common) -> anyhow::Result<()> {
-    let server = Server::bind(&config).await?;
+    let control = config.control.iter().map(|url| Client::to_control(&common.identity, url));
+    let control = control.collect::<Result<Vec<_>, _>>().context("[dns] control")?;
+    let server = Server::bind(&config).await?.with_control(control);
     info!(addresses = ?server.addresses()?, tls = ?server.tls_addresses()?, "name server listens");
     let (view, secret) = (common.view.clone(), common.secret.clone());
     server.serve(view, secret, async move { common.stopped().await }).await

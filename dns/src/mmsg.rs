@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::os::fd::AsRawFd as _;
 
 /// Datagrams a call.
@@ -83,6 +83,11 @@ impl Batch {
         Some((question, address, self.answers.get_mut(at)?))
     }
 
+    /// Where the question with that number came from, with its port.
+    pub fn peer(&self, at: usize) -> Option<SocketAddr> {
+        socket_address_of(self.peers.get(at)?)
+    }
+
     /// The answer of that number is to be sent.
     pub fn keep(&mut self, at: usize) {
         self.to.push(at);
@@ -129,6 +134,10 @@ fn header(peer: *mut libc::c_void, peer_length: usize, vector: Option<&mut libc:
 }
 
 fn address_of(storage: &libc::sockaddr_storage) -> Option<IpAddr> {
+    socket_address_of(storage).map(|address| address.ip().to_canonical())
+}
+
+fn socket_address_of(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
     let storage = std::ptr::from_ref(storage);
     // SAFETY: the reference that `storage` was made of is to memory at least as large and as aligned as each of the two kinds of address, which
     // consist of integers; which kind it is is read first.
@@ -136,11 +145,13 @@ fn address_of(storage: &libc::sockaddr_storage) -> Option<IpAddr> {
         match libc::c_int::from((*storage).ss_family) {
             libc::AF_INET => {
                 let address = &*storage.cast::<libc::sockaddr_in>();
-                Some(IpAddr::V4(u32::from_be(address.sin_addr.s_addr).into()))
+                let ip = Ipv4Addr::from(u32::from_be(address.sin_addr.s_addr));
+                Some(SocketAddrV4::new(ip, u16::from_be(address.sin_port)).into())
             }
             libc::AF_INET6 => {
                 let address = &*storage.cast::<libc::sockaddr_in6>();
-                Some(IpAddr::V6(address.sin6_addr.s6_addr.into()).to_canonical())
+                let ip = Ipv6Addr::from(address.sin6_addr.s6_addr);
+                Some(SocketAddrV6::new(ip, u16::from_be(address.sin6_port), 0, address.sin6_scope_id).into())
             }
             _ => None,
         }

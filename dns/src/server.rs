@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::Context as _;
+use mashines_fleet::rpc::Client;
 use mashines_fleet::sealed::EntrySecret;
 use mashines_fleet::view::View;
 use tokio::net::TcpListener;
@@ -18,21 +19,25 @@ use tracing::{debug, warn};
 use crate::Config;
 use crate::answer::{Authority, Moment};
 use crate::cookie::Cookies;
+use crate::follow::{Around, Internal};
 use crate::limit::ResponseLimit;
 use crate::signer::OnlineSigner;
 use crate::stream::{self, IDLE, Places, Service};
 use crate::tls::{self, Shown};
+use crate::transfer::secondary::Secondaries;
 use crate::udp::{self, Worker};
 use crate::zone::{Complaint, Projector};
 
 /// Sockets that are bound, so that whoever started them can say where before the first question comes.
-#[derive(Debug)]
 pub struct Server {
     udp: Vec<std::net::UdpSocket>,
     tcp: Vec<TcpListener>,
     tls: Vec<TcpListener>,
     authority: Arc<Authority>,
     limit: Arc<Option<ResponseLimit>>,
+    secondaries: Secondaries,
+    control: Vec<Client>,
+    internal: Internal,
 }
 
 /// Seconds since 1970.
@@ -59,6 +64,9 @@ impl Server {
             tls: Vec::new(),
             authority: Arc::new(authority),
             limit: Arc::new(ResponseLimit::new(config.responses_per_second)),
+            secondaries: Secondaries::load(&config.secondaries)?,
+            control: Vec::new(),
+            internal: Internal::bind(config).await?,
         };
         let threads = match config.threads {
             0 => thread::available_parallelism().map_or(1, std::num::NonZero::get),
@@ -82,6 +90,21 @@ impl Server {
             server.tls.push(listen(*address).await?);
         }
         Ok(server)
+    }
+
+    /// With control, to which dynamic updates are handed. Without it they fail.
+    #[must_use]
+    pub fn with_control(mut self, control: Vec<Client>) -> Self {
+        self.control = control;
+        self
+    }
+
+    /// Where machines are answered.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn internal_addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
+        self.internal.addresses()
     }
 
     /// Where it listens for UDP and TCP.
@@ -113,19 +136,35 @@ impl Server {
         let shown = Shown::self_signed()?;
         let mut names = Names::new(&shown);
         let (view, secret) = (Arc::clone(&views.borrow_and_update()), secrets.borrow_and_update().clone());
+        let revision = view.revision;
         let first;
         (names, first) = names.follow(view, secret).await?;
         let (moments, current) = watch::channel(Arc::new(first.unwrap_or_else(|| names.moment())));
+        let mut tasks = JoinSet::new();
+        let (served, _) = watch::channel(revision);
+        let own = self.addresses()?.iter().map(SocketAddr::ip).collect();
+        let around = Around {
+            views: views.clone(),
+            secrets: secrets.clone(),
+            served: served.subscribe(),
+            moments: current.clone(),
+            authority: Arc::clone(&self.authority),
+            own,
+            secondaries: self.secondaries,
+            control: self.control,
+        };
+        let desk = around.start(self.internal, &mut tasks);
         let service = Service {
             moments: current.clone(),
             authority: Arc::clone(&self.authority),
             places: Places::default(),
+            desk: desk.clone(),
         };
-        let mut tasks = JoinSet::new();
         let stop = Stop::default();
         for (number, socket) in self.udp.into_iter().enumerate() {
             let worker = Worker {
-                socket,
+                socket: Arc::new(socket),
+                desk: desk.clone(),
                 moments: current.clone(),
                 authority: Arc::clone(&self.authority),
                 limit: Arc::clone(&self.limit),
@@ -157,11 +196,13 @@ impl Server {
             }
             let (view, secret) =
                 (Arc::clone(&views.borrow_and_update()), secrets.borrow_and_update().clone());
+            let revision = view.revision;
             let next;
             (names, next) = names.follow(view, secret).await?;
             if let Some(next) = next {
                 moments.send_replace(Arc::new(next));
             }
+            served.send_replace(revision);
         }
     }
 }

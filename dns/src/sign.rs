@@ -4,10 +4,12 @@
 //!
 //! | state | in DNSKEY | signs DNSKEY, CDS, CDNSKEY | signs all else | in CDS and CDNSKEY |
 //! | --- | --- | --- | --- | --- |
-//! | published | yes | yes | no | yes |
-//! | active | yes | yes | yes | yes |
+//! | published | yes | yes | no | no |
+//! | announced | yes | yes | no | yes, and then it alone |
+//! | active | yes | yes | yes | yes, unless one is announced |
 //! | retired | yes | yes | no | no |
 //!
+//! What the parent is to have is decided in one place, [`ZoneKeys::for_parent`].
 //! So whichever DS a resolver still has, the DNSKEY set verifies with it, and whichever signature it still has, its key is in the set.
 
 use std::sync::Arc;
@@ -88,6 +90,7 @@ pub struct KeySet {
 struct OpenKey {
     tag: u16,
     state: ZoneKeyState,
+    for_parent: bool,
     dnskey: Box<[u8]>,
     pair: EcdsaKeyPair,
 }
@@ -111,7 +114,8 @@ impl KeySet {
             let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &der)
                 .map_err(|_| KeyError::Kind(key.tag, record.id.to_string()))?;
             let dnskey = dnskey(pair.public_key().as_ref());
-            keys.push(OpenKey { tag: key_tag(&dnskey), state: key.state, dnskey, pair });
+            let for_parent = record.for_parent().any(|wanted| std::ptr::eq(wanted, key));
+            keys.push(OpenKey { tag: key_tag(&dnskey), state: key.state, for_parent, dnskey, pair });
         }
         let set = Self { zone: zone.clone(), keys, random: SystemRandom::new() };
         if set.signing(kind::A).next().is_none() {
@@ -122,7 +126,7 @@ impl KeySet {
 
     /// DNSKEY, CDS and CDNSKEY (RFC 7344) of the apex.
     pub fn apex_sets(&self) -> Vec<OwnedSet> {
-        let wanted = || self.keys.iter().filter(|key| key.state != ZoneKeyState::Retired);
+        let wanted = || self.keys.iter().filter(|key| key.for_parent);
         vec![
             OwnedSet::new(kind::DNSKEY, KEY_TTL, self.keys.iter().map(|key| key.dnskey.clone()).collect()),
             OwnedSet::new(kind::CDS, KEY_TTL, wanted().map(|key| self.ds_of(key)).collect()),
@@ -132,7 +136,7 @@ impl KeySet {
 
     /// What the parent is to have.
     pub fn ds_set(&self) -> OwnedSet {
-        let wanted = self.keys.iter().filter(|key| key.state != ZoneKeyState::Retired);
+        let wanted = self.keys.iter().filter(|key| key.for_parent);
         OwnedSet::new(kind::DS, KEY_TTL, wanted.map(|key| self.ds_of(key)).collect())
     }
 
@@ -154,7 +158,7 @@ impl KeySet {
         self.keys.iter().filter(move |key| match key.state {
             ZoneKeyState::Active => true,
             // Before the first rollover nothing is active yet.
-            ZoneKeyState::Published => all || !active,
+            ZoneKeyState::Published | ZoneKeyState::Announced => all || !active,
             ZoneKeyState::Retired => all,
         })
     }

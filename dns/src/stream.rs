@@ -15,6 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
 use crate::answer::{Asker, Authority, Moment, Transport, answer};
+use crate::desk::Desk;
 use crate::server::unix_time;
 
 /// Connections at once, all listeners together.
@@ -63,6 +64,8 @@ pub struct Service {
     pub authority: Arc<Authority>,
     /// Who is connected.
     pub places: Places,
+    /// Takes what is more than a question.
+    pub desk: Desk,
 }
 
 /// Accepts on `listener` for ever; TLS where there is an acceptor.
@@ -124,6 +127,12 @@ async fn converse(
             let moment = Arc::clone(&service.moments.borrow());
             let asker = Asker { address, transport, now: unix_time() };
             let question = read.get(2..length).unwrap_or_default();
+            if service.desk.concerns(question, asker) {
+                flush(&mut stream, &mut answers).await?;
+                service.desk.serve(question, asker, &moment, &service.authority, &mut stream).await?;
+                read.drain(..length);
+                continue;
+            }
             if answer(question, asker, &moment, &service.authority, &mut reply).is_none() {
                 // Not a question: whoever sends this speaks something else.
                 return Ok(());

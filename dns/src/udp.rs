@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use crate::answer::{Asker, Authority, Moment, Transport, answer, truncated};
+use crate::desk::Desk;
 use crate::limit::{ResponseLimit, Verdict};
 use crate::mmsg::Batch;
 use crate::server::unix_time;
@@ -24,7 +25,9 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 /// What one thread needs.
 pub struct Worker {
     /// Its socket; several are bound to one address and the kernel spreads clients over them.
-    pub socket: UdpSocket,
+    pub socket: Arc<UdpSocket>,
+    /// Takes what is more than a question.
+    pub desk: Desk,
     /// What is true now.
     pub moments: watch::Receiver<Arc<Moment>>,
     /// What was configured.
@@ -88,7 +91,11 @@ impl Worker {
 
     /// Writes the answer of question `at`; `None` where none is to be sent.
     fn answer_one(&self, batch: &mut Batch, at: usize, moment: &Moment, now: u64) -> Option<()> {
+        let peer = batch.peer(at)?;
         let (question, address, out) = batch.question(at)?;
+        if self.desk.takes(question, peer, &self.socket) {
+            return None;
+        }
         let asker = Asker { address, transport: Transport::Udp, now };
         let told = answer(question, asker, moment, &self.authority, out)?;
         let verdict = match &*self.limit {

@@ -3,6 +3,9 @@
 //! One function for control, which accepts records, and for dns, which serves them: what was accepted is what is
 //! served. The bytes are in DNSSEC's canonical form (RFC 4034 §6.2): names in full and in lower case.
 
+mod fields;
+mod text;
+
 use std::str::FromStr as _;
 
 use hickory_proto::rr::{RData, RecordType};
@@ -54,11 +57,11 @@ pub fn encode(kind: &str, text: &str) -> Result<Rdata, BadRdata> {
     }
     let bad =
         |why: String| BadRdata::Data { kind: mnemonic.clone(), data: text.chars().take(80).collect(), why };
-    let bytes = match number {
-        RecordType::DS => delegation_signer(text).ok_or_else(|| {
-            bad("expected KEY-TAG ALGORITHM DIGEST-TYPE DIGEST, the digest in hex".to_owned())
-        })?,
-        _ => {
+    let common = fields::KINDS.iter().find(|(name, ..)| *name == mnemonic);
+    let bytes = match common {
+        Some((_, kind, _)) => fields::encode(*kind, text)
+            .map_err(|why| bad(format!("{why}; it looks like: {}", fields::example(*kind))))?,
+        None => {
             let data = RData::try_from_str(number, text).map_err(|error| bad(error.to_string()))?;
             canonical(&data).map_err(|error| bad(error.to_string()))?
         }
@@ -77,21 +80,9 @@ fn canonical(data: &RData) -> Result<Vec<u8>, hickory_proto::ProtoError> {
     Ok(bytes)
 }
 
-/// RFC 4034 §5.3. hickory reads it only together with its own DNSSEC.
-fn delegation_signer(text: &str) -> Option<Vec<u8>> {
-    let mut words = text.split_ascii_whitespace();
-    let mut bytes = words.next()?.parse::<u16>().ok()?.to_be_bytes().to_vec();
-    bytes.push(words.next()?.parse().ok()?);
-    let kind: u8 = words.next()?.parse().ok()?;
-    bytes.push(kind);
-    let digest = hex::decode(words.collect::<String>()).ok()?;
-    let length = match kind {
-        2 => 32,
-        4 => 48,
-        _ => return None,
-    };
-    bytes.extend_from_slice(&digest);
-    (digest.len() == length).then_some(bytes)
+/// A string as zone files write it: in quotes, with what could end it escaped.
+pub fn quoted(bytes: &[u8]) -> String {
+    text::quoted(bytes)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! an older daemon keeps reading a newer store.
 
 mod names;
+pub mod services;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,9 +12,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 pub use self::names::{
-    Certificate, CertificateLease, CertificateSource, Challenge, Domain, OwnRecord, Problem, Show, UpdateKey,
-    ZoneKey, ZoneKeyState, ZoneKeys,
+    AcmeAccount, Certificate, CertificateLease, CertificateSource, Challenge, Domain, OwnRecord, Problem,
+    Show, UpdateKey, ZoneKey, ZoneKeyState, ZoneKeys,
 };
+pub use self::services::Service;
 use crate::id::{
     AccountId, AppName, DomainName, Epoch, HostId, ImageName, MachineId, MigrationId, Slug, VolumeId,
 };
@@ -275,6 +277,9 @@ pub struct MachineConfig {
     /// What is shown at terminals is recorded by the gateway.
     #[serde(default)]
     pub record_sessions: bool,
+    /// What the public reaches of it; [`services::standard`] when there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<Service>,
     /// Keys that this version does not act on, kept as they came.
     #[serde(flatten)]
     pub other: BTreeMap<String, serde_json::Value>,

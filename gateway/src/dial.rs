@@ -59,7 +59,7 @@ pub async fn dial(address: SocketAddr, patience: Duration) -> Result<TcpStream, 
 }
 
 /// Errors that a starting or moving machine gives for a moment.
-fn is_passing(error: &io::Error) -> bool {
+pub(crate) fn is_passing(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionRefused

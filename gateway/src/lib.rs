@@ -1,4 +1,4 @@
-//! Every public door: SSH (lobby, machines, jump), shared IPv4 ports.
+//! Every public door: SSH (lobby, machines, jump), shared IPv4 ports, TLS and HTTP.
 //!
 //! | module | what |
 //! | --- | --- |
@@ -6,6 +6,7 @@
 //! | [`ssh`] | port 22: sessions, forwarding, the lobby's front |
 //! | [`upstream`] | the gateway's own connections into machines |
 //! | [`lobby`] | the CLI's commands for people who name no machine |
+//! | [`edge`] | ports 443 and 80: TLS, HTTP, names to machines |
 //! | [`ports`], [`splice`] | shared IPv4 ports, through the kernel |
 //! | [`proxied`] | who a load balancer speaks for |
 //! | [`certificate`] | user certificates of accounts' own CAs |
@@ -25,6 +26,7 @@ pub mod certificate;
 pub mod control;
 pub mod dial;
 pub mod directory;
+pub mod edge;
 mod farewell;
 pub mod git;
 pub mod host_key;
@@ -52,6 +54,7 @@ use mashines_fleet::daemon::Common;
 use mashines_fleet::id::HostId;
 use mashines_fleet::view::View;
 use serde::{Deserialize, Serialize};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -62,6 +65,7 @@ use tracing::info;
 use crate::accounts::{AccountLimits, Accounts};
 use crate::control::Control;
 use crate::directory::Directory;
+use crate::edge::Edge;
 use crate::host_key::HostKey;
 use crate::limits::{Door, Limits};
 use crate::lobby::Lobby;
@@ -74,7 +78,10 @@ use crate::upstream::Pool;
 use crate::upstream::credentials::Credentials;
 
 /// Connections that wait to be accepted.
-const BACKLOG: u32 = 1024;
+const BACKLOG: u32 = 4096;
+
+/// The public port of HTTP.
+const HTTP: u16 = 80;
 
 /// The `[gateway]` section.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -82,9 +89,18 @@ const BACKLOG: u32 = 1024;
 pub struct Config {
     /// Addresses where SSH is ended: `["203.0.113.160:22", "[2001:db8:160::22]:22"]`.
     pub ssh_listen: Vec<SocketAddr>,
-    /// Addresses where SSH is told apart from TLS, for networks that let nothing out but port 443: `["203.0.113.160:443"]`.
+    /// Addresses of public port 443, where SSH is told apart from TLS: `["203.0.113.160:443"]`.
     #[serde(default)]
     pub tls_listen: Vec<SocketAddr>,
+    /// Addresses of public port 80: `["203.0.113.160:80"]`.
+    #[serde(default)]
+    pub http_listen: Vec<SocketAddr>,
+    /// Addresses of other public ports that machines' services may have: TLS, or HTTP without it.
+    #[serde(default)]
+    pub service_listen: Vec<ServiceListen>,
+    /// The TLS and HTTP edge.
+    #[serde(default)]
+    pub edge: edge::Settings,
     /// Addresses that machines' shared ports are bound at; none when this entry has no shared ports.
     #[serde(default)]
     pub ports_bind: Vec<IpAddr>,
@@ -125,6 +141,17 @@ pub struct Config {
     /// Seconds that sessions have to end by themselves when the gateway is stopped.
     #[serde(default = "drain")]
     pub drain_s: u64,
+}
+
+/// An address of a public port that machines' services may have.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceListen {
+    /// The address: `"203.0.113.160:8443"`.
+    pub listen: SocketAddr,
+    /// The public port, where it is not the address's: behind a balancer that changes it.
+    #[serde(default)]
+    pub port: Option<u16>,
 }
 
 fn drain() -> u64 {
@@ -185,15 +212,30 @@ impl Doors {
             })?;
             listeners.push((listener, Listens::SshAndTls));
         }
+        let web = config.http_listen.iter().map(|address| (*address, HTTP));
+        let others = &config.service_listen;
+        let others = others.iter().map(|other| (other.listen, other.port.unwrap_or(other.listen.port())));
+        for (address, port) in web.chain(others) {
+            let listener = listen(address)
+                .with_context(|| format!("listening for HTTP on {address}: does a web server run there?"))?;
+            listeners.push((listener, Listens::Web(port)));
+        }
         let recordings = config.recordings.clone().unwrap_or_else(|| directory.join("recordings"));
         let recordings = Recordings::new(recordings);
         let entry = entry_of(config, common)?;
         Ok(Self { listeners, recordings, host_key, credentials, control, entry, config: config.clone() })
     }
 
-    /// Where SSH is ended.
+    /// Where SSH is ended, port 443's last.
     pub fn ssh_addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
-        self.listeners.iter().map(|(listener, _)| listener.local_addr()).collect()
+        let ssh = self.listeners.iter().filter(|(_, listens)| !matches!(listens, Listens::Web(_)));
+        ssh.map(|(listener, _)| listener.local_addr()).collect()
+    }
+
+    /// Where HTTP is spoken: public port 80's first, then the others, as they are configured.
+    pub fn web_addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
+        let web = self.listeners.iter().filter(|(_, listens)| matches!(listens, Listens::Web(_)));
+        web.map(|(listener, _)| listener.local_addr()).collect()
     }
 
     /// Serves until the daemon ends.
@@ -223,7 +265,18 @@ impl Doors {
             let views = common.view.clone();
             tasks.spawn(async move { ports.serve(views).await });
         }
+        let (connections, closing, ending) =
+            (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
+        let edge = Edge::new(
+            self.config.edge.clone(),
+            &common,
+            self.control.clone(),
+            directory.clone(),
+            (connections.clone(), closing.clone(), ending.clone()),
+            &mut tasks,
+        );
         let gateway = Arc::new(Gateway {
+            edge,
             pool: Pool::new(
                 self.credentials,
                 self.config.machine_port,
@@ -239,9 +292,9 @@ impl Doors {
             strangers: Strangers::new(ssh::stranger_limits(self.config.ssh_limits)),
             accounts: Accounts::new(self.config.account_limits),
             recordings: self.recordings,
-            connections: TaskTracker::new(),
-            closing: CancellationToken::new(),
-            ending: CancellationToken::new(),
+            connections,
+            closing,
+            ending,
         });
         for (listener, listens) in self.listeners {
             let serving = Arc::clone(&gateway).serve(listener, listens, settings.clone());
@@ -263,6 +316,10 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.set_reuseport(true)?;
+    if address.is_ipv6() {
+        // `[::]` stands beside `0.0.0.0` and not for it.
+        SockRef::from(&socket).set_only_v6(true)?;
+    }
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }

@@ -31,9 +31,18 @@ pub async fn awake(
     directory: &watch::Receiver<Arc<Directory>>,
     machine: Arc<Machine>,
 ) -> Result<Arc<Machine>, String> {
-    if !wakes(&machine) {
-        return Ok(machine);
-    }
+    if wakes(&machine) { started(control, directory, machine).await } else { Ok(machine) }
+}
+
+/// The machine, started for somebody who may have it started.
+///
+/// # Errors
+/// Why it did not start, in words for whoever waits.
+pub async fn started(
+    control: &Control,
+    directory: &watch::Receiver<Arc<Directory>>,
+    machine: Arc<Machine>,
+) -> Result<Arc<Machine>, String> {
     let deadline = Instant::now() + PATIENCE;
     let mut directory = directory.clone();
     let (mut asked, mut refused): (Option<Instant>, _) = (None, None);

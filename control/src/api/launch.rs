@@ -8,6 +8,7 @@ use mashines_fleet::id::{AccountId, AppName, BadId, ImageName, MachineId, Volume
 use mashines_fleet::key::Key;
 use mashines_fleet::record::{Guest, Machine, MachineConfig, Mount, Volume, VolumeDriver};
 
+use super::services;
 use super::suggest::did_you_mean;
 use crate::control::Control;
 use crate::failure::{Failure, Result};
@@ -253,6 +254,7 @@ pub fn check_mounts(mounts: &[Mount]) -> Result<()> {
 /// All of a configuration but its mounts.
 pub fn without_mounts(control: &Control, asked: &ConfigRequest) -> Result<MachineConfig> {
     check_rest(asked)?;
+    services::check(&asked.services)?;
     Ok(MachineConfig {
         image: image(control, &asked.image)?,
         guest: guest(asked.size.as_deref(), asked.guest.as_ref())?,
@@ -265,6 +267,7 @@ pub fn without_mounts(control: &Control, asked: &ConfigRequest) -> Result<Machin
         auto_destroy: asked.auto_destroy,
         autostart: asked.autostart,
         record_sessions: asked.record_sessions,
+        services: asked.services.clone(),
         other: asked.other.clone(),
     })
 }

@@ -14,7 +14,8 @@ use mashines_fleet::view::{Batch, Change, View};
 use serde_json::json;
 
 static WORLD: LazyLock<(Moment, Authority)> = LazyLock::new(|| {
-    let own = |name: &str, kind: &str, data: &str| json!({"name": name, "type": kind, "ttl": 60, "data": data});
+    let own =
+        |name: &str, kind: &str, data: &str| json!({"name": name, "type": kind, "ttl": 60, "data": data});
     let fleet = json!({
         "domain": "m.dev", "prefix": "2001:db8:160::/48", "ssh_ports": [1, 2], "ssh_ca": null,
         "name_servers": [{"name": "ns.m.dev", "addresses": ["192.0.2.1"]}],

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 
 use crate::id::{AccountId, AppName, Epoch, HostId, ImageName, MachineId, MigrationId, Slug};
-use crate::record::{ConfigFile, Init, MachineConfig, MachineEvent, MachineState, RestartPolicy};
+use crate::record::{ConfigFile, Init, MachineConfig, MachineEvent, MachineState, RestartPolicy, Service};
 
 /// Launches a machine.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -91,6 +91,9 @@ pub struct ConfigRequest {
     /// What is shown at terminals is recorded by the gateway.
     #[serde(default)]
     pub record_sessions: bool,
+    /// What the public reaches of it; HTTP on its port 80 when there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<Service>,
     /// Keys that this version does not act on, kept as they came.
     #[serde(flatten)]
     pub other: BTreeMap<String, serde_json::Value>,

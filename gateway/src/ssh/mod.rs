@@ -40,6 +40,7 @@ use crate::arrival::{self, Arrival, Speech};
 use crate::control::Control;
 use crate::dial::prepare;
 use crate::directory::Directory;
+use crate::edge::Edge;
 use crate::farewell::turn_away;
 use crate::host_key::Settings;
 use crate::limits::{Door, Limits};
@@ -64,6 +65,8 @@ pub(crate) const CHANNEL_QUEUE: usize = 8192;
 
 /// What all connections share.
 pub struct Gateway {
+    /// Who comes for a name: TLS and HTTP.
+    pub edge: Arc<Edge>,
     /// Who there is and what there is to enter.
     pub directory: watch::Receiver<Arc<Directory>>,
     /// Connections to machines.
@@ -162,7 +165,12 @@ pub enum Listens {
     Ssh,
     /// SSH beside TLS, told apart by the first byte: port 443, for networks that let nothing else out.
     SshAndTls,
+    /// TLS, or HTTP without it: that public port.
+    Web(u16),
 }
+
+/// The public port of TLS.
+const HTTPS: u16 = 443;
 
 impl Gateway {
     /// Accepts on `listener` until the gateway closes.
@@ -203,6 +211,13 @@ impl Gateway {
             Ok(arrival) => arrival,
             Err(error) => return warn!(%peer, %error, "ssh: a load balancer's connection is refused"),
         };
+        match listens {
+            Listens::Ssh => (),
+            Listens::SshAndTls | Listens::Web(_) => match self.lead_to_edge(stream, arrival, listens).await {
+                Some(ssh) => stream = ssh,
+                None => return,
+            },
+        }
         let now = Instant::now();
         let slots = self.door.enter(arrival.peer.ip(), now).and_then(|slot| {
             let stranger = self.strangers.enter(arrival.peer.ip(), now)?;
@@ -215,20 +230,34 @@ impl Gateway {
                 return turn_away(&stream, &refusal.to_string());
             }
         };
-        if listens == Listens::SshAndTls {
-            match arrival::speech(&stream).await {
-                Ok(Speech::Ssh) => (),
-                Ok(Speech::Tls) => return no_tls(&stream),
-                Ok(Speech::Other) => {
-                    return turn_away(&stream, "this port speaks SSH and TLS, and this is neither");
-                }
-                Err(_gone) => return,
-            }
-        }
         let config = Arc::clone(settings.at(arrival.at));
         let replaced = stranger.replaced.clone();
         sleep(stranger.wait).await;
         self.converse(stream, arrival, config, Login::new(stranger), replaced).await;
+    }
+
+    /// Leads who speaks TLS or HTTP to the edge, in a task of its own, since SSH's takes more room. The stream of who speaks SSH comes back.
+    async fn lead_to_edge(&self, stream: TcpStream, arrival: Arrival, listens: Listens) -> Option<TcpStream> {
+        let slot = match self.edge.enter(arrival.peer.ip()) {
+            Ok(slot) => slot,
+            // Nobody knows yet what they speak, so there are no words to say it in.
+            Err(refusal) => {
+                debug!(peer = %arrival.peer, %refusal, "edge: turned away");
+                return None;
+            }
+        };
+        let (port, speech) = match listens {
+            Listens::Web(port) => (port, self.edge.speech(&stream).await),
+            Listens::Ssh | Listens::SshAndTls => (HTTPS, arrival::speech(&stream).await),
+        };
+        match (speech, listens) {
+            (Ok(Speech::Ssh), Listens::Ssh | Listens::SshAndTls) => return Some(stream),
+            (Ok(speech), _) => {
+                self.connections.spawn(Arc::clone(&self.edge).serve(stream, arrival, port, speech, slot));
+            }
+            (Err(_gone), _) => (),
+        }
+        None
     }
 
     /// Accepts nobody any more, and waits for those who are there; after `patience` they are told and cut off.
@@ -295,11 +324,6 @@ impl Gateway {
         cut.cancel();
         ended(peer, running.await);
     }
-}
-
-/// The TLS edge is not there yet: an alert says so in TLS's own words (RFC 8446 §6: fatal, `internal_error`).
-fn no_tls(stream: &TcpStream) {
-    let _gone = stream.try_write(&[0x15, 3, 3, 0, 2, 2, 80]);
 }
 
 fn ended(peer: SocketAddr, outcome: Result<(), russh::Error>) {

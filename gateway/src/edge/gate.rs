@@ -1,0 +1,139 @@
+//! A client's connection as hyper may see it: heads of requests whole, and none that [`framing`](super::framing) refuses.
+//!
+//! In place of a request that is refused hyper reads a byte that no request begins with, answers 400 and closes: so a refusal comes after
+//! the answers to the requests before it, and nothing that follows it is read. Bodies go through unseen, without a copy. Nothing is kept of a connection that rests.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tracing::debug;
+
+use super::framing::{Framing, Step};
+
+/// Read at once while a head is expected.
+const CHUNK: usize = 8 * 1024;
+
+/// Of a body, at once: what is asked for is made zero first.
+const AT_ONCE: usize = 16 * 1024;
+
+/// hyper answers 400 to this.
+const NO_REQUEST: &[u8] = b"\0\r\n\r\n";
+
+/// A stream of requests behind the gate.
+#[derive(Debug)]
+pub struct Gate<S> {
+    stream: S,
+    framing: Framing,
+    /// Read, and not passed on.
+    held: Vec<u8>,
+    /// How many of them may go.
+    free: usize,
+    /// A request was refused: nothing more is read.
+    refused: bool,
+}
+
+impl<S> Gate<S> {
+    /// Before the first request.
+    pub fn new(stream: S) -> Self {
+        Self { stream, framing: Framing::default(), held: Vec::new(), free: 0, refused: false }
+    }
+
+    /// The stream.
+    pub fn stream(&self) -> &S {
+        &self.stream
+    }
+
+    /// Frees what of the held bytes may go, or says that there must be more.
+    fn sort(&mut self) -> bool {
+        while self.free < self.held.len() {
+            match self.framing.step(&self.held[self.free..]) {
+                Step::Pass(count) => self.free += count,
+                Step::More => break,
+                Step::TooLong => self.free = self.held.len(),
+                Step::Refuse(refusal) => {
+                    debug!(%refusal, "edge: a request is refused");
+                    self.held.truncate(self.free);
+                    self.held.extend_from_slice(NO_REQUEST);
+                    self.free = self.held.len();
+                    self.refused = true;
+                }
+            }
+        }
+        self.free > 0
+    }
+
+    fn give(&mut self, buf: &mut ReadBuf<'_>) {
+        let count = self.free.min(buf.remaining());
+        buf.put_slice(&self.held[..count]);
+        self.free -= count;
+        if count == self.held.len() {
+            self.held = Vec::new();
+        } else {
+            self.held.drain(..count);
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            if this.free > 0 {
+                this.give(buf);
+                return Poll::Ready(Ok(()));
+            }
+            if this.refused {
+                return Poll::Ready(Ok(()));
+            }
+            let unseen = this.framing.unseen();
+            if unseen > 0 && this.held.is_empty() {
+                let most =
+                    usize::try_from(unseen).map_or(buf.remaining(), |unseen| unseen.min(buf.remaining()));
+                let mut part = ReadBuf::new(buf.initialize_unfilled_to(most.min(AT_ONCE)));
+                ready!(Pin::new(&mut this.stream).poll_read(cx, &mut part))?;
+                let count = part.filled().len();
+                buf.advance(count);
+                this.framing.passed(count as u64);
+                return Poll::Ready(Ok(()));
+            }
+            let mut space = [MaybeUninit::uninit(); CHUNK];
+            let mut chunk = ReadBuf::uninit(&mut space);
+            ready!(Pin::new(&mut this.stream).poll_read(cx, &mut chunk))?;
+            if chunk.filled().is_empty() {
+                // The end, maybe within a head: what was withheld is nothing.
+                return Poll::Ready(Ok(()));
+            }
+            this.held.extend_from_slice(chunk.filled());
+            this.sort();
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Gate<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
