@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::{config, entry, fleet, view, web};
 use mashines_dns::{Config, Server};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{oneshot, watch};
 
@@ -104,6 +105,9 @@ async fn a_silent_connection_does_not_keep_others_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_connections_that_say_nothing_leave_others_unharmed() {
+    // Both ends are in this process, and 1,024 files are what many systems begin with.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     let (_views, receiver) = watch::channel(fleet());
     let (at, _stop, _task) = start(receiver).await;
     // Each from another address of the loopback network, so that only the total counts.
