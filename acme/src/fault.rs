@@ -1,6 +1,7 @@
 //! Why there is no certificate: whose fault it is, what a person can do, when it may be tried again.
 
 use instant_acme::{Error, Problem};
+use mashines_fleet::entry_api::Limited;
 use mashines_fleet::id::DomainName;
 use mashines_fleet::record::UnixMs;
 
@@ -17,6 +18,8 @@ pub enum Fault {
         what: String,
         /// When it may be asked again.
         until: UnixMs,
+        /// About anything; about this certificate alone when not.
+        all: bool,
     },
     /// The issuer looked, and did not see what it wanted.
     #[error("the issuer could not validate {}: {what}", list(names))]
@@ -45,8 +48,11 @@ pub enum Fault {
     Ours(String),
 }
 
+/// Each once: a wildcard and its base are proved by the same name, and both count at the issuer.
 fn list(names: &[DomainName]) -> String {
-    names.iter().map(DomainName::as_str).collect::<Vec<_>>().join(", ")
+    let mut names: Vec<&str> = names.iter().map(DomainName::as_str).collect();
+    names.dedup();
+    names.join(", ")
 }
 
 /// What comes before the kind of a problem.
@@ -84,7 +90,7 @@ impl Fault {
     pub fn of(error: &Error, now: UnixMs, paused_until: Option<UnixMs>) -> Self {
         let Error::Api(problem) = error else {
             if let Some(until) = paused_until {
-                return Self::Limited { what: chain(error), until };
+                return Self::Limited { what: chain(error), until, all: true };
             }
             return match error {
                 Error::Crypto | Error::KeyRejected => Self::Ours(format!("our key at the issuer: {error}")),
@@ -95,7 +101,8 @@ impl Fault {
         let throttled = matches!(problem.status, Some(429 | 503)) || kind == "rateLimited";
         if throttled {
             let until = paused_until.unwrap_or(now.saturating_add(LIMITED_MS));
-            return Self::Limited { what, until };
+            // `rateLimited` is most often of one name or set of names; a server that is busy is so for all.
+            return Self::Limited { what, until, all: kind != "rateLimited" };
         }
         if problem.status.is_some_and(|status| status >= 500) || kind == "serverInternal" {
             return Self::Unreachable(what);
@@ -134,10 +141,10 @@ impl Fault {
         text.to_owned()
     }
 
-    /// It may not be tried before.
-    pub fn not_before(&self) -> Option<UnixMs> {
+    /// What the issuer wants to hear less of.
+    pub fn limited(&self) -> Option<Limited> {
         match self {
-            Self::Limited { until, .. } => Some(*until),
+            Self::Limited { until, all, .. } => Some(Limited { until: *until, all: *all }),
             Self::Unreachable(_)
             | Self::Invalid { .. }
             | Self::Refused { .. }

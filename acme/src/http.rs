@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(at("Fri, 31 Dec 1999 23:59:59 GMT"), Some(946_684_799_000));
         let week = now + ms(LONGEST_PAUSE) + 10_000;
         assert!(
-            at("99999999999999").unwrap() <= week && at("Fri, 31 Dec 2999 23:59:59 GMT").unwrap() <= week
+            at("99999999999999").unwrap() <= week && at("Tue, 31 Dec 2999 23:59:59 GMT").unwrap() <= week
         );
         assert_eq!(at("soon"), None);
     }

@@ -269,6 +269,7 @@ async fn why_invalid(order: &mut Order, names: Vec<DomainName>, door: &Door, aro
             },
         ));
     }
+    said.dedup();
     let invalid = if invalid.is_empty() { names } else { invalid };
     let what = if said.is_empty() { "no reason given".to_owned() } else { said.join("; ") };
     Fault::Invalid { names: invalid, what }

@@ -110,7 +110,8 @@ const LONGEST_MS: u64 = 24 * 3_600_000;
 /// The longest pause while a chain that serves comes to its end.
 const LONGEST_RENEWAL_MS: u64 = 6 * 3_600_000;
 
-/// When it is tried again: later with each failure in a row, not before the issuer said, and not all at once: `jitter` is 0 to 1.
+/// When it is tried again: later with each failure in a row, and not all at once: `jitter` is 0 to 1. What the issuer said of its own
+/// limits is noted with our account there, so that another issuer may be asked meanwhile.
 pub fn try_again(certificate: &Certificate, fault: &Fault, now: UnixMs, jitter: f64) -> UnixMs {
     let least = match fault {
         Fault::Invalid { .. } | Fault::Refused { .. } => AFTER_INVALID_MS,
@@ -124,7 +125,7 @@ pub fn try_again(certificate: &Certificate, fault: &Fault, now: UnixMs, jitter: 
     let doubled = least.saturating_mul(1 << certificate.failures.min(20));
     let pause = doubled.min(longest);
     let spread = std::time::Duration::from_millis(pause / 4).mul_f64(jitter.clamp(0.0, 1.0));
-    now.saturating_add(pause).saturating_add(ms(spread)).max(fault.not_before().unwrap_or(0))
+    now.saturating_add(pause).saturating_add(ms(spread))
 }
 
 #[cfg(test)]

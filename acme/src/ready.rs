@@ -29,7 +29,7 @@ use crate::fault::Fault;
 /// How long servers have to show it all.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long one that does not answer is asked again and again.
+/// How long one that does not answer is asked again and again; twice that when none answers.
 const SILENCE: Duration = Duration::from_secs(5);
 
 /// One question.
@@ -75,13 +75,15 @@ pub async fn wait(view: &View, ports: Ports, name: &DomainName, show: &Show) -> 
         if is_ready(&round, begun.elapsed()) {
             return Ok(());
         }
-        if begun.elapsed() >= PATIENCE {
+        let patience =
+            if round.iter().all(|seen| matches!(seen, Seen::Silent(_))) { SILENCE * 2 } else { PATIENCE };
+        if begun.elapsed() >= patience {
             let why = servers.iter().zip(round).filter_map(|(server, seen)| match seen {
                 Seen::Shows => None,
                 Seen::NotYet(why) | Seen::Silent(why) => Some(format!("{server}: {why}")),
             });
             return Err(Fault::NotShown(format!(
-                "{name} after {PATIENCE:?}: {}",
+                "{name} after {patience:?}: {}",
                 why.collect::<Vec<_>>().join("; ")
             )));
         }

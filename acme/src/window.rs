@@ -72,7 +72,7 @@ pub async fn ask(chain: &Chain, door: &Door, around: &Surroundings) -> Answer {
         Err(fault) => {
             tracing::info!(issuer = %door.issuer.name, %fault, "no window");
             let least = again(AFTER_SILENCE);
-            Answer::Silent { ask_again: fault.not_before().unwrap_or(0).max(least) }
+            Answer::Silent { ask_again: fault.limited().map_or(0, |limited| limited.until).max(least) }
         }
     }
 }

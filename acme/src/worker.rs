@@ -166,7 +166,7 @@ async fn failed(
         hint: fault.hint(),
         next_try_at: try_again(certificate, fault, now, rand::random()),
         invalid: fault.invalid(),
-        paused_until: fault.not_before(),
+        limited: fault.limited(),
     };
     around.control.failed(&certificate.id, &body).await
 }

@@ -65,3 +65,53 @@ async fn a_machine_and_a_domain_have_certificates_of_their_own_and_the_domain_on
     assert!(added.configured, "{added:?}");
     world.issued("shop.customer.example").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_pebble_cannot_validate_by_one_challenge_is_tried_by_the_other() {
+    log();
+    let world = World::up().await;
+    // Pebble looks for tls-alpn-01 at a port where nobody is: our own look at the edge finds all in order.
+    let pebble = Pebble::start(&world, With { tls: Some(support::free_port()), ..With::default() }).await;
+    let _entry = world.entry("entry1", vec![pebble.issuer("pebble")]).await;
+    world.issued(support::WILDCARD).await;
+    world.fleet.started("web").await;
+    world.names.alias("www.customer.example", "web.mashine.test");
+    world.add(json!({"hostname": "www.customer.example", "machine": "web"})).await;
+    let failed =
+        world.certificate("www.customer.example", "invalid", |c| c.failures == 1 && c.lease.is_none()).await;
+    let problem = failed.problem.unwrap();
+    assert!(problem.what.contains("could not validate www.customer.example"), "{problem:?}");
+    assert!(problem.hint.contains("CAA"));
+    let shown = world.shown("www.customer.example").await;
+    assert_eq!((shown.state, shown.failures), (CertificateState::Failing, 1));
+    let account = world.view().acme_accounts[&"pebble".parse().unwrap()].clone();
+    assert_eq!(account.failures[&"www.customer.example".parse().unwrap()].len(), 1);
+    world.travel.by(std::time::Duration::from_secs(900));
+    let certificate = world.issued("www.customer.example").await;
+    assert!(pebble.log().contains("/.well-known/acme-challenge/"), "by http-01");
+    assert_eq!((certificate.failures, certificate.problem), (0, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pebble_takes_a_binding_to_an_external_account() {
+    log();
+    let world = World::up().await;
+    let key = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
+    let mut pebble = Pebble::start(&world, With { eab: Some(("kid-1", key)), ..With::default() }).await;
+    let unbound = pebble.issuer("pebble");
+    let bound = mashines_acme::config::Issuer {
+        name: "bound".parse().unwrap(),
+        eab: Some(mashines_acme::config::Eab { kid: "kid-1".to_owned(), key_file: pebble.file("eab", key) }),
+        ..unbound.clone()
+    };
+    let entry = world.entry("entry1", vec![unbound]).await;
+    let failed =
+        world.certificate(support::WILDCARD, "refused", |c| c.failures == 1 && c.lease.is_none()).await;
+    assert!(failed.problem.as_ref().unwrap().hint.contains("`eab`"), "{:?}", failed.problem);
+    drop(entry);
+    world.travel.by(std::time::Duration::from_secs(3600));
+    let identity = world.joined("entry2").await;
+    let _entry = world.run(identity, vec![bound]);
+    assert_eq!(world.issued(support::WILDCARD).await.issuer.as_deref(), Some("bound"));
+    pebble.stop().await;
+}

@@ -90,9 +90,18 @@ pub struct Failed {
     /// Names whose validation failed: they count at the issuer.
     #[serde(default)]
     pub invalid: Vec<DomainName>,
-    /// The issuer wants to hear nothing of us before (429 and `Retry-After`).
+    /// The issuer said that it is too much.
     #[serde(default)]
-    pub paused_until: Option<UnixMs>,
+    pub limited: Option<Limited>,
+}
+
+/// What an issuer wants to hear less of (429, 503, `Retry-After`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limited {
+    /// Not before.
+    pub until: UnixMs,
+    /// Of all that is ours; of this certificate alone when not, so that one name's limit stops no other.
+    pub all: bool,
 }
 
 /// When the issuer wants the certificate to be renewed (RFC 9773).

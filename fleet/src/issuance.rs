@@ -16,7 +16,7 @@ use crate::record::{
 use crate::view::View;
 
 /// How long a lease lasts that is not renewed.
-pub const LEASE: Duration = Duration::from_secs(60);
+pub const LEASE: Duration = Duration::from_secs(20);
 
 /// How long a challenge is shown at most, whatever becomes of the entry that asked for it.
 pub const CHALLENGE_LIFE: Duration = Duration::from_secs(15 * 60);
@@ -136,6 +136,9 @@ impl AcmeAccount {
     /// # Errors
     /// [`Exhausted`]: when it may.
     pub fn admit(&self, certificate: &Certificate, now: UnixMs) -> Result<(), Exhausted> {
+        if let Some(until) = self.paused.get(&certificate.id).copied().filter(|until| now < *until) {
+            return Err(Exhausted::Paused(until));
+        }
         let first = certificate.chain_pem.is_none() && certificate.account.is_some();
         self.admits(&certificate.names, if first { MOST_FIRST_ORDERS } else { MOST_ORDERS }, now)
     }
@@ -156,6 +159,15 @@ impl AcmeAccount {
     pub fn note_order(&mut self, now: UnixMs) {
         forget(&mut self.orders, ORDERS_SPAN, now);
         self.orders.push(now);
+    }
+
+    /// Notes that the issuer wants to hear nothing before then: of anything, or of one certificate.
+    pub fn note_pause(&mut self, only: Option<&DomainName>, until: UnixMs, now: UnixMs) {
+        self.paused.retain(|_, until| now < *until);
+        match only {
+            Some(name) => drop(self.paused.insert(name.clone(), until)),
+            None => self.paused_until = self.paused_until.max(Some(until)),
+        }
     }
 
     /// Notes that the validation of a name failed.
@@ -256,6 +268,7 @@ mod tests {
             orders: Vec::new(),
             failures: Default::default(),
             paused_until: None,
+            paused: Default::default(),
             created_at: 0,
         }
     }

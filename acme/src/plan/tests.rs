@@ -42,21 +42,16 @@ fn account(issuer: &str) -> AcmeAccount {
         orders: vec![],
         failures: BTreeMap::new(),
         paused_until: None,
+        paused: BTreeMap::new(),
         created_at: 0,
     }
 }
 
 fn view() -> View {
-    let config = FleetConfig {
-        domain: "mashine.test".to_owned(),
-        prefix: "2001:db8::/32".parse().unwrap(),
-        name_servers: vec![],
-        ssh_ports: (1, 2),
-        ssh_ca: None,
-        sign_up: Default::default(),
-        zones: vec![],
-        caa_issuers: vec![],
-    };
+    let config: FleetConfig = serde_json::from_value(serde_json::json!({
+        "domain": "mashine.test", "prefix": "2001:db8::/32", "name_servers": [], "ssh_ports": [1, 2], "ssh_ca": null,
+    }))
+    .unwrap();
     View { config: Some(Arc::new(config)), ..View::default() }
 }
 
@@ -106,6 +101,12 @@ fn failures_lead_to_the_next_issuer_and_back_and_a_pause_to_another() {
     let paused = AcmeAccount { paused_until: Some(3 * HOUR), ..account("two") };
     view.acme_accounts.insert(paused.id.clone(), Arc::new(paused));
     assert_eq!(step(&failed(0), &view, 0), Step::Until(3 * HOUR));
+    // A limit of one certificate stops no other.
+    let mut limited = account("one");
+    limited.note_pause(Some(&"*.mashine.test".parse().unwrap()), 5 * HOUR, 0);
+    view.acme_accounts.insert(limited.id.clone(), Arc::new(limited));
+    assert_eq!(step(&failed(0), &view, 0), Step::Until(3 * HOUR));
+    assert_eq!(step(&certificate("mashine.test"), &view, 0), Step::Order(0));
 }
 
 #[test]
@@ -125,7 +126,7 @@ fn nothing_is_done_for_what_is_anothers_to_do() {
 }
 
 #[test]
-fn pauses_grow_and_an_issuers_word_is_kept() {
+fn pauses_grow_and_are_shorter_for_what_serves_and_must_go_on() {
     let failed = |failures| Certificate { failures, ..certificate("*.mashine.test") };
     let invalid = Fault::Invalid { names: vec![], what: String::new() };
     let gone = Fault::Unreachable(String::new());
@@ -135,8 +136,6 @@ fn pauses_grow_and_an_issuers_word_is_kept() {
     assert_eq!(after(60, &gone), DAY);
     let serving = Certificate { failures: 60, ..issued("*.mashine.test", 0, DAY) };
     assert_eq!(try_again(&serving, &gone, 0, 0.0), 6 * HOUR);
-    let limited = Fault::Limited { what: String::new(), until: 9 * DAY };
-    assert_eq!(after(0, &limited), 9 * DAY);
     assert!(try_again(&failed(0), &gone, 0, 1.0) <= 75_000);
 }
 

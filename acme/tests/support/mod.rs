@@ -3,11 +3,10 @@
 // Each test program uses a part of it, and a test that cannot go on panics.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-pub mod edge;
+pub mod doors;
 #[path = "../../../control/tests/support/mod.rs"]
 pub mod fleet;
 pub mod issuer;
-pub mod names;
 pub mod pebble;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -15,6 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use fleet::names::APEX;
+use fleet::names::Names;
 use fleet::{Fleet, founding};
 use mashines_acme::clock::Clock;
 use mashines_acme::config::{Config, Issuer, Ports};
@@ -27,13 +28,11 @@ use mashines_fleet::replica::{ReplicaConfig, follow};
 use mashines_fleet::rpc::{Client, Empty};
 use mashines_fleet::sealed::EntrySecret;
 use mashines_fleet::view::View;
-use names::Names;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 pub const LOCAL: Ipv4Addr = Ipv4Addr::LOCALHOST;
-pub const APEX: &str = "mashine.test";
 pub const WILDCARD: &str = "*.mashine.test";
 pub const CERTIFICATES: &str = "/v1/apps/default/certificates";
 
@@ -44,6 +43,11 @@ pub struct Travel(Arc<AtomicU64>);
 impl Travel {
     pub fn by(&self, span: Duration) {
         self.0.fetch_add(u64::try_from(span.as_millis()).unwrap(), Ordering::SeqCst);
+    }
+
+    /// To that time, if it is ahead.
+    pub fn to(&self, at: u64) {
+        self.by(Duration::from_millis(at.saturating_sub(self.clock().now())));
     }
 
     pub fn clock(&self) -> Clock {
@@ -60,7 +64,7 @@ pub fn now() -> u64 {
 pub struct World {
     pub fleet: Fleet,
     pub names: Names,
-    pub edge: edge::Edge,
+    pub edge: doors::Edge,
     pub travel: Travel,
     view: watch::Receiver<Arc<View>>,
 }
@@ -74,15 +78,17 @@ impl World {
         founding.fleet.name_servers = vec![server];
         let config = mashines_control::Config { resolvers: vec![names.address], ..Default::default() };
         let mut fleet = Fleet::up_as(&["hosta"], config, founding).await;
-        // The doors of the fleet, as they show challenges: a replica of their own.
-        let identity = fleet.join("watcher", vec![HostRole::Host]).await;
+        // The doors of the fleet show challenges by a replica of their own.
+        let identity = fleet.join("doors", vec![HostRole::Host]).await;
+        let state = fleet.state.path();
         let (view, _following) = follow(ReplicaConfig {
             control: vec![fleet.url.clone()],
-            tls: identity,
-            file: fleet.state.path().join("replica-doors.json"),
+            tls: identity.clone(),
+            file: state.join("replica-doors.json"),
         });
-        names.show(view.clone());
-        let edge = edge::Edge::start(view.clone()).await;
+        let secret = EntrySecret::load(&state.join("entries.key")).unwrap().unwrap();
+        let edge = doors::Edge::start(identity, view.clone(), secret, state).await;
+        names.delegate(edge.dns);
         Self { fleet, names, edge, travel: Travel::default(), view }
     }
 
@@ -131,7 +137,7 @@ impl World {
             failures_before_next: 2,
             call_timeout_s: 5,
             order_timeout_s: 60,
-            ports: Ports { dns: self.names.address.port(), http: self.edge.http, tls: self.edge.tls },
+            ports: Ports { dns: self.edge.dns.port(), http: self.edge.http, tls: self.edge.tls },
         };
         let secret = EntrySecret::load(&self.fleet.state.path().join("entries.key")).unwrap();
         let (alive, shutdown) = watch::channel(false);

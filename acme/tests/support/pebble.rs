@@ -21,6 +21,8 @@ pub struct Pebble {
 pub struct With {
     /// Percent of good nonces that it refuses.
     pub bad_nonces: u32,
+    /// Where it looks for tls-alpn-01, when not at the edge.
+    pub tls: Option<u16>,
     /// It wants an external account: `(kid, base64url key)`.
     pub eab: Option<(&'static str, &'static str)>,
 }
@@ -41,7 +43,7 @@ impl Pebble {
             "certificate": path("cert.pem"),
             "privateKey": path("key.pem"),
             "httpPort": world.edge.http,
-            "tlsPort": world.edge.tls,
+            "tlsPort": with.tls.unwrap_or(world.edge.tls),
             "ocspResponderURL": "",
             "externalAccountBindingRequired": with.eab.is_some(),
             "externalAccountMACKeys": keys,

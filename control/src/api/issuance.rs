@@ -225,15 +225,22 @@ async fn failed(
         certificate.next_try_at = Some(body.next_try_at.min(latest));
         certificate.problem = Some(Problem { what: text(&body.what), hint: text(&body.hint), at: now() });
         certificate.lease = None;
-        edit.put(&certificate)?;
         let account: Option<AcmeAccount> = edit.get(&Key::AcmeAccount(body.issuer.clone())).await?;
-        if let Some(mut account) = account.filter(|_| !body.invalid.is_empty() || body.paused_until.is_some())
-        {
-            let of = |name: &&DomainName| certificate.names.iter().any(|mine| mine.base() == name.base());
-            body.invalid.iter().filter(of).for_each(|name| account.note_failure(name, now()));
-            account.paused_until = account.paused_until.max(body.paused_until.map(|until| until.min(latest)));
-            edit.put(&account)?;
+        let limited = body.limited.map(|limited| (limited.until.min(latest), limited.all));
+        match account {
+            Some(mut account) if !body.invalid.is_empty() || limited.is_some() => {
+                let of = |name: &&DomainName| certificate.names.iter().any(|mine| mine.base() == name.base());
+                body.invalid.iter().filter(of).for_each(|name| account.note_failure(name, now()));
+                if let Some((until, all)) = limited {
+                    account.note_pause((!all).then_some(&certificate.id), until, now());
+                }
+                edit.put(&account)?;
+            }
+            Some(_) => {}
+            // Not even an account could be made there: the certificate's own pause is all that can be noted.
+            None => certificate.next_try_at = certificate.next_try_at.max(limited.map(|(until, _)| until)),
         }
+        edit.put(&certificate)?;
         edit.commit().await
     })
     .await?;
@@ -339,6 +346,7 @@ async fn put_account(
             orders: Vec::new(),
             failures: Default::default(),
             paused_until: None,
+            paused: Default::default(),
             created_at: now(),
         };
         // A new key of the same account does not give new limits.

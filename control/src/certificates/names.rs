@@ -64,6 +64,13 @@ pub fn named(view: &View, name: DomainName) -> Result<Named> {
     if let Some(zone) = NOT_PUBLIC.into_iter().find(|zone| name.is_within(zone)) {
         return Err(no(format!("no name below {zone} is in the public DNS")));
     }
+    let zones = view.config.iter().flat_map(|config| &config.zones);
+    if let Some(zone) = zones.map(|zone| zone.name.to_string()).find(|zone| name.is_within(zone)) {
+        let apex = view.config.as_ref().is_some_and(|config| config.domain == zone);
+        if !apex {
+            return Err(no(format!("{zone} is a zone of the platform's")));
+        }
+    }
     let apex = view.config.as_ref().map(|config| config.domain.clone()).unwrap_or_default();
     if apex.is_empty() || !name.is_within(&apex) {
         return Ok(Named::Custom(name));
@@ -90,16 +97,11 @@ mod tests {
     use super::*;
 
     fn view() -> View {
-        let config = FleetConfig {
-            domain: "mashine.test".to_owned(),
-            prefix: "2001:db8::/32".parse().unwrap(),
-            name_servers: vec![],
-            ssh_ports: (1, 2),
-            ssh_ca: None,
-            sign_up: Default::default(),
-            zones: Vec::new(),
-            caa_issuers: Vec::new(),
-        };
+        let config: FleetConfig = serde_json::from_value(serde_json::json!({
+            "domain": "mashine.test", "prefix": "2001:db8::/32", "name_servers": [], "ssh_ports": [1, 2],
+            "ssh_ca": null, "zones": [{"name": "corp.example", "records": []}],
+        }))
+        .unwrap();
         View { config: Some(Arc::new(config)), ..View::default() }
     }
 

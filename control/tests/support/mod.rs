@@ -4,6 +4,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod fake_host;
+pub mod names;
 pub mod people;
 
 use std::net::SocketAddr;
@@ -81,7 +82,7 @@ impl Fleet {
         Self::up_as(hosts, config, founding()).await
     }
 
-    /// The same with another configuration.
+    /// The same with other settings of another fleet.
     pub async fn up_as(hosts: &[&str], config: Config, founding: Founding) -> Self {
         let state = tempfile::tempdir().unwrap();
         let founded: Founded = mashines_control::init(&config, state.path(), founding).await.unwrap();

@@ -195,6 +195,9 @@ pub struct AcmeAccount {
     /// The issuer said that it wants to hear nothing of us before.
     #[serde(default)]
     pub paused_until: Option<UnixMs>,
+    /// Certificates, by first name, that it said to be too many of: not before these times.
+    #[serde(default)]
+    pub paused: BTreeMap<DomainName, UnixMs>,
     /// Creation.
     pub created_at: UnixMs,
 }

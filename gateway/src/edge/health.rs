@@ -126,10 +126,10 @@ pub async fn follow(health: Arc<Health>, mut sites: watch::Receiver<Arc<Sites>>)
             same
         });
         for (which, looking) in wanted {
-            if !running.contains_key(&which) {
+            running.entry(which).or_insert_with_key(|which| {
                 let task = tokio::spawn(watch_over(Arc::clone(&health), which.clone(), looking.clone()));
-                running.insert(which, (looking, Task(task)));
-            }
+                (looking, Task(task))
+            });
         }
         if sites.changed().await.is_err() {
             return std::future::pending().await;

@@ -101,8 +101,22 @@ impl EdgeStage {
 
     /// One of several entries of a fleet.
     pub async fn sharing(ca: Arc<WebCa>, secret: EntrySecret, change: impl FnOnce(&mut Config)) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::open(ca, secret, Ca::create("test").unwrap(), change).await
+    }
+
+    /// An edge whose control is `api`.
+    pub async fn with_control(api: Router, change: impl FnOnce(&mut Config)) -> Self {
         let fleet = Ca::create("test").unwrap();
+        let (url, _running) = super::serve_control(&fleet, api).await;
+        let with_url = |config: &mut Config| {
+            config.control.push(url);
+            change(config);
+        };
+        Self::open(Arc::new(WebCa::new()), EntrySecret::random(), fleet, with_url).await
+    }
+
+    async fn open(ca: Arc<WebCa>, secret: EntrySecret, fleet: Ca, change: impl FnOnce(&mut Config)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
         let mut config: Config = serde_json::from_value(json!({
             "ssh_listen": [], "tls_listen": ["127.0.0.1:0"], "http_listen": ["127.0.0.1:0"],
             "service_listen": [{"listen": "127.0.0.1:0", "port": 8443}],

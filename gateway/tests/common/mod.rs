@@ -348,7 +348,7 @@ pub fn certificates(directory: &Path) -> Router {
     Router::new().route("/internal/v1/ssh/certificates", axum::routing::post(certify))
 }
 
-async fn serve_control(ca: &Ca, api: Router) -> (String, JoinHandle<()>) {
+pub async fn serve_control(ca: &Ca, api: Router) -> (String, JoinHandle<()>) {
     let identity = ca.issue(&PeerName::control(), &[]).unwrap();
     let tls = identity.server_config(ClientCertificates::Required).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,38 +1,36 @@
-//! DNS of the test: the fleet's zone as far as challenges go, and customers' zones as the test writes them.
+//! DNS as the world sees it: customers' zones as the test writes them, the fleet's own machines at the loopback, and challenges as the
+//! fleet's name server answers them.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::{A, CNAME, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use mashines_fleet::record::Show;
-use mashines_fleet::view::View;
 use tokio::net::UdpSocket;
-use tokio::sync::watch;
+
+/// The fleet's zone.
+pub const APEX: &str = "mashine.test";
 
 type Table = Arc<Mutex<BTreeMap<String, Vec<RData>>>>;
-type Views = Arc<Mutex<Option<watch::Receiver<Arc<View>>>>>;
 
 #[derive(Clone)]
 pub struct Names {
     pub address: SocketAddr,
     table: Table,
-    views: Views,
+    fleets: Arc<Mutex<Option<SocketAddr>>>,
     silent: Arc<std::sync::atomic::AtomicBool>,
-    blind: Arc<std::sync::atomic::AtomicBool>,
 }
 
 impl Names {
     pub async fn start() -> Self {
-        let socket = UdpSocket::bind((super::LOCAL, 0)).await.unwrap();
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let names = Self {
             address: socket.local_addr().unwrap(),
             table: Table::default(),
-            views: Views::default(),
+            fleets: Arc::default(),
             silent: Arc::default(),
-            blind: Arc::default(),
         };
         let own = names.clone();
         std::thread::spawn(move || {
@@ -42,7 +40,7 @@ impl Names {
                 let socket = UdpSocket::from_std(socket).unwrap();
                 let mut buffer = [0; 2048];
                 while let Ok((length, peer)) = socket.recv_from(&mut buffer).await {
-                    if let Some(reply) = own.answer(&buffer[..length]) {
+                    if let Some(reply) = own.answer(&buffer[..length]).await {
                         let _sent = socket.send_to(&reply, peer).await;
                     }
                 }
@@ -51,9 +49,9 @@ impl Names {
         names
     }
 
-    /// Serves the challenges of these views.
-    pub fn show(&self, views: watch::Receiver<Arc<View>>) {
-        *self.views.lock().unwrap() = Some(views);
+    /// Asks the fleet's name server for challenges.
+    pub fn delegate(&self, server: SocketAddr) {
+        *self.fleets.lock().unwrap() = Some(server);
     }
 
     pub fn text(&self, name: &str, text: &str) {
@@ -62,6 +60,11 @@ impl Names {
 
     pub fn address(&self, name: &str, address: &str) {
         self.put(name, RData::A(A(address.parse().unwrap())));
+    }
+
+    /// The address of a machine's own name, in place of the loopback.
+    pub fn address_of_machine(&self, slug: &str, address: &str) {
+        self.address(&format!("{slug}.{APEX}"), address);
     }
 
     pub fn alias(&self, name: &str, target: &str) {
@@ -77,16 +80,11 @@ impl Names {
         self.silent.store(silent, std::sync::atomic::Ordering::SeqCst);
     }
 
-    /// Shows no challenge any more, or again.
-    pub fn blind(&self, blind: bool) {
-        self.blind.store(blind, std::sync::atomic::Ordering::SeqCst);
-    }
-
     fn put(&self, name: &str, data: RData) {
         self.table.lock().unwrap().entry(name.to_owned()).or_default().push(data);
     }
 
-    fn answer(&self, packet: &[u8]) -> Option<Vec<u8>> {
+    async fn answer(&self, packet: &[u8]) -> Option<Vec<u8>> {
         if self.silent.load(std::sync::atomic::Ordering::SeqCst) {
             return None;
         }
@@ -97,6 +95,17 @@ impl Names {
         reply.metadata.recursion_available = true;
         reply.add_query(question.clone());
         let mut name = question.name().to_ascii().trim_end_matches('.').to_ascii_lowercase();
+        let server = *self.fleets.lock().unwrap();
+        if let Some(server) = server.filter(|_| name.starts_with("_acme-challenge.") && name.ends_with(APEX))
+        {
+            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.ok()?;
+            socket.send_to(packet, server).await.ok()?;
+            let mut buffer = vec![0; 4096];
+            let answered =
+                tokio::time::timeout(std::time::Duration::from_secs(2), socket.recv(&mut buffer)).await;
+            buffer.truncate(answered.ok()?.ok()?);
+            return Some(buffer);
+        }
         let mut there = false;
         for _ in 0..8 {
             let data = self.at(&name);
@@ -124,19 +133,8 @@ impl Names {
     fn at(&self, name: &str) -> Vec<RData> {
         let mut data = self.table.lock().unwrap().get(name).cloned().unwrap_or_default();
         // Machines and entries of the fleet are at the loopback.
-        if name.ends_with(super::APEX) && !name.starts_with('_') {
-            data.push(RData::A(A(super::LOCAL)));
-        }
-        let views = self.views.lock().unwrap().clone();
-        let blind = self.blind.load(std::sync::atomic::Ordering::SeqCst);
-        if let (Some(views), Some(of), false) = (views, name.strip_prefix("_acme-challenge."), blind) {
-            let view = Arc::clone(&views.borrow());
-            data.extend(view.challenges.values().filter(|c| c.name.as_str() == of).filter_map(|c| {
-                match &c.show {
-                    Show::Dns01 { value } => Some(RData::TXT(TXT::new(vec![value.clone()]))),
-                    Show::Http01 { .. } | Show::TlsAlpn01 { .. } => None,
-                }
-            }));
+        if data.is_empty() && name.ends_with(APEX) && !name.starts_with('_') {
+            data.push(RData::A(A(Ipv4Addr::LOCALHOST)));
         }
         data
     }
