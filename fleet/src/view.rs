@@ -132,6 +132,7 @@ impl View {
             Key::Certificate(name) => take(&mut self.certificates, &other.certificates, name),
             Key::Challenge(id) => take(&mut self.challenges, &other.challenges, id),
             Key::ZoneKeys(zone) => take(&mut self.zone_keys, &other.zone_keys, zone),
+            Key::AcmeAccount(issuer) => take(&mut self.acme_accounts, &other.acme_accounts, issuer),
         }
     }
 
