@@ -273,7 +273,9 @@ impl Names {
                 self.cookies = Arc::new(Cookies::new(secret.clone()));
                 self.secret = secret;
             }
-            let applied = self.projector.apply(&view, self.secret.as_ref());
+            let mut applied = self.projector.apply(&view, self.secret.as_ref());
+            let replaced = applied.replaced.take();
+            tokio::task::spawn_blocking(move || drop(replaced));
             self.shown.update(&view, self.secret.as_ref());
             for Complaint(text) in
                 applied.complaints.iter().filter(|complaint| !self.known.contains(complaint))

@@ -179,7 +179,7 @@ pub enum Refusal {
     /// The MAC is another's.
     Signature(Found),
     /// The clock, ours or theirs, is off.
-    Time(Conversation, Found),
+    Time(Box<Conversation>, Found),
 }
 
 impl Refusal {
@@ -233,7 +233,7 @@ pub fn verify(
     }
     conversation.prior.clone_from(&found.mac);
     if now.abs_diff(found.time) > u64::from(found.fudge.min(LONGEST_FUDGE_S)) {
-        return Err(Box::new(Refusal::Time(conversation, found)));
+        return Err(Box::new(Refusal::Time(Box::new(conversation), found)));
     }
     Ok(conversation)
 }
@@ -484,10 +484,10 @@ mod tests {
 
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            if let Ok(message) = Message::parse(&bytes) {
-                if let Ok(Some(found)) = find(&message) {
-                    let _ = verify(&message, found, Some(key(Algorithm::Sha256)), NOW);
-                }
+            if let Ok(message) = Message::parse(&bytes)
+                && let Ok(Some(found)) = find(&message)
+            {
+                let _ = verify(&message, found, Some(key(Algorithm::Sha256)), NOW);
             }
         }
     }

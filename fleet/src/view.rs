@@ -116,6 +116,26 @@ impl View {
         outcome.map_err(|why| Skipped { key: change.key.clone(), revision: self.revision, why })
     }
 
+    /// Makes the record of `key` what it is in `other`, the very same object: so a copy that fell behind catches up without a copy of all.
+    pub fn take_from(&mut self, other: &Self, key: &Key) {
+        fn take<K: Ord + Clone, T>(to: &mut BTreeMap<K, Arc<T>>, from: &BTreeMap<K, Arc<T>>, id: &K) {
+            put(to, id.clone(), from.get(id).map(Arc::clone));
+        }
+        match key {
+            Key::Config => self.config.clone_from(&other.config),
+            Key::Account(id) => take(&mut self.accounts, &other.accounts, id),
+            Key::Host(id) => take(&mut self.hosts, &other.hosts, id),
+            Key::Machine(id) => take(&mut self.machines, &other.machines, id),
+            Key::Volume(id) => take(&mut self.volumes, &other.volumes, id),
+            Key::Migration(id) => take(&mut self.migrations, &other.migrations, id),
+            Key::Domain(name) => take(&mut self.domains, &other.domains, name),
+            Key::Certificate(name) => take(&mut self.certificates, &other.certificates, name),
+            Key::Challenge(id) => take(&mut self.challenges, &other.challenges, id),
+            Key::ZoneKeys(zone) => take(&mut self.zone_keys, &other.zone_keys, zone),
+            Key::AcmeAccount(issuer) => take(&mut self.acme_accounts, &other.acme_accounts, issuer),
+        }
+    }
+
     /// The machine of that name, unless it is destroyed.
     pub fn machine_by_slug(&self, slug: &str) -> Option<&Arc<Machine>> {
         use crate::record::MachineState;

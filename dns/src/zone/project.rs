@@ -46,6 +46,8 @@ pub struct Applied {
     pub touched: Vec<Touched>,
     /// What could not be used, of what was looked at.
     pub complaints: Vec<Complaint>,
+    /// The view before. To let go of a million records takes longer than all else: that is to be done where nobody waits for it.
+    pub replaced: Option<Arc<View>>,
 }
 
 /// A part of the names.
@@ -69,6 +71,7 @@ impl Projector {
     pub fn apply(&mut self, view: &Arc<View>, secret: Option<&EntrySecret>) -> Applied {
         let mut applied = Applied::default();
         let before = self.shown.replace(Arc::clone(view));
+        applied.replaced.clone_from(&before);
         if self.secret.as_ref() != secret {
             self.secret = secret.cloned();
             self.opened.clear();

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use source::{Position, lines};
 
+use crate::key::Key;
 use crate::view::{Batch, Change, Skipped, View};
 
 /// The path of the stream.
@@ -59,6 +60,9 @@ pub struct Follower {
     /// The store that `view` is of.
     store: String,
     view: Arc<View>,
+    /// The view before `view`, and what changed since: when nobody looks at it any more it becomes the next one, and a change costs no copy
+    /// of a million entries.
+    spare: Option<(Arc<View>, Vec<Key>)>,
     /// A snapshot that is being received.
     partial: Option<(String, View)>,
 }
@@ -80,7 +84,7 @@ pub struct Heard {
 impl Follower {
     /// Goes on from a view of the store named.
     pub fn resume(store: String, view: View) -> Self {
-        Self { store, view: Arc::new(view), partial: None }
+        Self { store, view: Arc::new(view), spare: None, partial: None }
     }
 
     /// The newest whole view.
@@ -103,6 +107,19 @@ impl Follower {
         self.partial = None;
     }
 
+    /// Applies a batch to the spare view where that is free, else to a copy.
+    fn advance(&mut self, batch: &Batch) -> Vec<Skipped> {
+        let (mut next, behind) = self.spare.take().unwrap_or_else(|| (Arc::clone(&self.view), Vec::new()));
+        match Arc::get_mut(&mut next) {
+            Some(next) => behind.iter().for_each(|key| next.take_from(&self.view, key)),
+            None => next = Arc::new((*self.view).clone()),
+        }
+        let skipped = Arc::make_mut(&mut next).apply(batch);
+        let changed = batch.changes.iter().filter_map(|change| change.key.parse().ok()).collect();
+        self.spare = Some((std::mem::replace(&mut self.view, next), changed));
+        skipped
+    }
+
     /// Takes one line.
     ///
     /// # Errors
@@ -118,14 +135,16 @@ impl Follower {
                 if let Some((store, view)) = self.partial.take() {
                     self.store = store;
                     self.view = Arc::new(view);
+                    self.spare = None;
                     heard.changed = true;
                 }
             }
             (Line::Resume { store }, None) if store == self.store => {}
             (Line::Batch(batch), None) => {
-                let view = Arc::make_mut(&mut self.view);
-                heard.changed = batch.revision > view.revision;
-                heard.skipped = view.apply(&batch);
+                heard.changed = batch.revision > self.view.revision;
+                if heard.changed {
+                    heard.skipped = self.advance(&batch);
+                }
             }
             // It does not move the view: a batch of an older revision may still be on its way.
             (Line::Heartbeat { .. }, None) => {}
@@ -183,6 +202,36 @@ mod tests {
         let batch = Batch { revision: 5, changes: vec![put("bob")] };
         assert!(follower.hear(Line::Batch(batch)).unwrap().changed);
         assert_eq!(follower.view().accounts.len(), 2);
+    }
+
+    #[test]
+    fn a_view_that_nobody_looks_at_becomes_the_next_and_one_that_is_held_stays_as_it_is() {
+        let mut follower = Follower::default();
+        follower.hear(begin("s", 1)).unwrap();
+        follower.hear(Line::SnapshotEnd).unwrap();
+        let mut held = Vec::new();
+        let mut model = (**follower.view()).clone();
+        for revision in 2..40 {
+            let id = format!("a{}", revision % 5);
+            let change = if revision % 7 == 0 {
+                Change { key: format!("accounts/{id}"), value: None }
+            } else {
+                put(&id)
+            };
+            let batch = Batch { revision, changes: vec![change, put(&format!("b{}", revision % 3))] };
+            model.apply(&batch);
+            follower.hear(Line::Batch(batch)).unwrap();
+            assert_eq!(**follower.view(), model, "at revision {revision}");
+            if revision % 4 == 0 {
+                held.push((Arc::clone(follower.view()), model.clone()));
+            }
+        }
+        assert!(held.iter().all(|(view, model)| **view == *model));
+        let before = Arc::as_ptr(follower.view());
+        for revision in 40..42 {
+            follower.hear(Line::Batch(Batch { revision, changes: vec![put("c")] })).unwrap();
+        }
+        assert_eq!(Arc::as_ptr(follower.view()), before, "the two take turns");
     }
 
     #[test]
