@@ -20,26 +20,41 @@ pub struct Site {
     /// The machine.
     pub machine: Arc<Machine>,
     /// Its own services, or the standard ones.
-    services: Vec<Service>,
+    services: Vec<Arc<Service>>,
+    /// Their public ports.
+    ports: Vec<Port>,
+}
+
+/// A public port and the service that it leads to: shared, since each request has them.
+#[derive(Debug, Clone)]
+pub struct Port {
+    /// The service.
+    pub service: Arc<Service>,
+    /// What the edge does at the port.
+    pub port: Arc<ServicePort>,
 }
 
 impl Site {
     fn of(machine: &Arc<Machine>) -> Self {
         let own = &machine.config.services;
         let services = if own.is_empty() { services::standard() } else { own.clone() };
-        Self { machine: Arc::clone(machine), services }
+        let services: Vec<Arc<Service>> = services.into_iter().map(Arc::new).collect();
+        let of_service = |service: &Arc<Service>| {
+            let each = service.ports.iter();
+            let each = each.map(|port| Port { service: Arc::clone(service), port: Arc::new(port.clone()) });
+            each.collect::<Vec<_>>()
+        };
+        let ports = services.iter().flat_map(of_service).collect();
+        Self { machine: Arc::clone(machine), services, ports }
     }
 
     /// What the public port leads to.
-    pub fn at(&self, port: u16) -> Option<(&Service, &ServicePort)> {
-        self.services.iter().find_map(|service| {
-            let at = service.ports.iter().find(|at| at.port == port)?;
-            Some((service, at))
-        })
+    pub fn at(&self, port: u16) -> Option<&Port> {
+        self.ports.iter().find(|at| at.port.port == port)
     }
 
     /// All services.
-    pub fn services(&self) -> &[Service] {
+    pub fn services(&self) -> &[Arc<Service>] {
         &self.services
     }
 }
@@ -273,7 +288,7 @@ pub(crate) mod tests {
         let view = view(&[machine("web", "ann")]);
         let sites = Sites::project(&view, &Sites::default());
         let site = sites.find("web.mashine.dev").unwrap();
-        assert_eq!(site.at(443).map(|(service, _)| service.internal_port), Some(80));
-        assert!(site.at(80).unwrap().1.force_https && site.at(8080).is_none());
+        assert_eq!(site.at(443).map(|at| at.service.internal_port), Some(80));
+        assert!(site.at(80).unwrap().port.force_https && site.at(8080).is_none());
     }
 }
