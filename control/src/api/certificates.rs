@@ -347,6 +347,12 @@ async fn check(
         }
         if !is_keyed_here(before.source) && before.chain_pem.is_some() {
             in_machine::deliver(&control, before).await?;
+            let key = Key::Certificate(name.clone());
+            let update = control.records.update(&key, |record: &mut Certificate| {
+                let delivered = record.failures == 0 && record.chain_pem == before.chain_pem;
+                Ok(delivered && record.problem.take().is_some())
+            });
+            update.await?;
         }
     }
     let found = find(&control, &caller, &path).await?;
