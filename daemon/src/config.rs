@@ -170,10 +170,25 @@ impl Config {
         for (key, value) in derived {
             section.entry(key).or_insert(value.into());
         }
+        section
+            .entry("web_ports")
+            .or_insert(self.web_ports().into_iter().map(i64::from).collect::<Vec<_>>().into());
         if let Some(prefix) = fleet_prefix {
             section.entry("region_prefixes").or_insert(vec![prefix.to_string()].into());
         }
         toml::Value::Table(section).try_into().context("section [netd]")
+    }
+
+    /// The ports of machines' addresses that the web door answers: an entry's are those that it listens at on every address. A host sends
+    /// what its machines say to the usual ones to an entry, which passes on what it does not answer itself.
+    fn web_ports(&self) -> Vec<u16> {
+        if !self.roles.contains(&Role::Entry) {
+            return vec![80, 443];
+        }
+        let listeners =
+            self.gateway.iter().flat_map(|gateway| gateway.tls_listen.iter().chain(&gateway.http_listen));
+        let every = listeners.filter(|listen| listen.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+        every.map(SocketAddr::port).collect()
     }
 
     /// Whether the file itself says which prefixes machines' addresses come from.

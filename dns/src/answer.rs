@@ -223,7 +223,7 @@ fn finish(
     }
     // RFC 7830 §6: padding where nobody can see through is of use, elsewhere it is waste.
     if edns.is_padded && asker.transport == Transport::Tls {
-        let length = writer.len() + OPT + options.len();
+        let length = writer.length() + OPT + options.len();
         put_padding(&mut options, length, PADDING_BLOCK);
     }
     writer.opt(MAX_UDP, code, edns.dnssec_ok, &options);

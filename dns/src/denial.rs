@@ -94,6 +94,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn the_successor_comes_after_the_name_and_before_any_other(
             labels in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..63), 1..8),

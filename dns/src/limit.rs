@@ -117,7 +117,11 @@ impl ResponseLimit {
             slot.store(owner | after & mask, Ordering::Relaxed);
             return Verdict::Send;
         }
-        if self.slipped.fetch_add(1, Ordering::Relaxed) % 2 == 0 { Verdict::Truncate } else { Verdict::Drop }
+        if self.slipped.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
+            Verdict::Truncate
+        } else {
+            Verdict::Drop
+        }
     }
 }
 

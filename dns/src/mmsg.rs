@@ -35,7 +35,7 @@ impl Batch {
             lengths: [0; BATCH],
             peers: vec![nowhere; BATCH],
             peer_lengths: [0; BATCH],
-            answers: vec![Vec::with_capacity(1500); BATCH],
+            answers: vec![Vec::new(); BATCH],
             to: Vec::with_capacity(BATCH),
         }
     }

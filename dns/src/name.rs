@@ -367,6 +367,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn text_and_wire_are_each_others_inverse(
             labels in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..20), 0..8),

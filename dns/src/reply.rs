@@ -66,8 +66,8 @@ impl<'a> Writer<'a> {
         self.limit = self.limit.saturating_add(bytes);
     }
 
-    /// How long it is.
-    pub fn len(&self) -> usize {
+    /// How long it is, bytes.
+    pub fn length(&self) -> usize {
         self.out.len()
     }
 

@@ -114,7 +114,7 @@ impl KeySet {
             let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &der)
                 .map_err(|_| KeyError::Kind(key.tag, record.id.to_string()))?;
             let dnskey = dnskey(pair.public_key().as_ref());
-            let for_parent = record.for_parent().any(|wanted| wanted.tag == key.tag);
+            let for_parent = record.for_parent().any(|wanted| std::ptr::eq(wanted, key));
             keys.push(OpenKey { tag: key_tag(&dnskey), state: key.state, for_parent, dnskey, pair });
         }
         let set = Self { zone: zone.clone(), keys, random: SystemRandom::new() };

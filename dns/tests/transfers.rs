@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
-mod peers;
+mod programs;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,24 +13,22 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::{config, entry, machine, put, web, zone_keys};
+use common::{ZONES, every_shape, machine, put, zone_keys};
 use mashines_dns::transfer::secondary::{KeyConfig, SecondaryConfig};
 use mashines_dns::tsig::Algorithm;
 use mashines_dns::{Config, Server};
-use mashines_fleet::record::ZoneKeyState;
 use mashines_fleet::sealed::EntrySecret;
 use mashines_fleet::view::{Batch, Change, View};
-use peers::{Peer, eventually, kdig, run, short};
+use programs::{Peer, eventually, kdig, run, short};
 use serde_json::json;
 use tokio::sync::watch;
-
-const ZONES: [&str; 2] = ["mashine.dev", "0.6.1.0.8.b.d.0.1.0.0.2.ip6.arpa"];
 
 /// A server whose facts a test changes.
 struct Ours {
     address: SocketAddr,
-    view: watch::Sender<Arc<View>>,
+    // Ends before the facts do.
     _runtime: tokio::runtime::Runtime,
+    view: watch::Sender<Arc<View>>,
     _secret: watch::Sender<Option<EntrySecret>>,
 }
 
@@ -60,15 +58,10 @@ impl Ours {
     }
 }
 
+/// Names of every shape: aliases, wildcards, empty non-terminals, delegations with and without DS, glue, a zone below a zone, large sets.
 fn fleet(secret: &EntrySecret) -> Vec<Change> {
-    let own = json!({"records": [
-        {"name": "", "type": "MX", "ttl": 600, "data": "10 mail.example.org."},
-        {"name": "*.deep.er", "type": "TXT", "ttl": 60, "data": "\"below two names that are empty\""},
-        {"name": "alias", "type": "CNAME", "ttl": 60, "data": "www.example.org."},
-    ]});
-    let mut changes =
-        vec![config("2001:db8:160::/48"), entry(), web(), machine(2, "db", "2001:db8:160::2", own)];
-    changes.extend(ZONES.map(|zone| zone_keys(zone, secret, &[ZoneKeyState::Active])));
+    let mut changes = every_shape();
+    changes.extend(ZONES.map(|zone| zone_keys(zone, &["active"], secret)));
     changes
 }
 
@@ -145,7 +138,7 @@ fn knot_and_nsd_fetch_the_zone_and_then_its_changes_and_both_copies_verify() {
     let directory = tempfile::tempdir().unwrap();
     let secret = EntrySecret::random();
     let key = |n: u8| STANDARD.encode([n; 32]);
-    let ports = [peers::free_port(), peers::free_port()];
+    let ports = [programs::free_port(), programs::free_port()];
     let secondary = |name: &str, n: u8, port: u16| SecondaryConfig {
         name: name.into(),
         address: SocketAddr::from(([127, 0, 0, 1], port)),

@@ -199,3 +199,22 @@ async fn what_is_in_tls_may_be_any_protocol() {
     let old = finish(s_client(stage.https, "echo.mashine.dev", &["-tls1_2"]), b"").await;
     assert!(old.err.contains("protocol version"), "{old:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgresqls_clients_ask_for_tls_in_their_own_way() {
+    let stage = EdgeStage::new().await;
+    let listener = TcpListener::bind("[::1]:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let heard = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut heard = Vec::new();
+        stream.read_to_end(&mut heard).await.unwrap();
+        heard
+    });
+    let ports = json!([{"port": 8443, "handlers": ["pg_tls"]}, {"port": 443, "handlers": ["tls", "http"]}]);
+    stage.machine_with("db", port, |machine| machine["config"]["services"][0]["ports"] = ports).await;
+    let client = s_client(stage.other, "db.mashine.dev", &["-starttls", "postgres"]);
+    let told = finish(client, b"startup").await;
+    assert!(told.text().contains("Verification") && told.code == Some(0), "{told:?}");
+    assert_eq!(heard.await.unwrap(), b"startup");
+}

@@ -20,7 +20,7 @@ file, and names in it end with a dot. Types: A, AAAA, CAA, CNAME, MX, SRV, SSHFP
 Examples:
   mashines dns ls web
   mashines dns add web www CNAME www.example.org.
-  mashines dns add web @ MX 10 mail.example.org. --ttl 3600
+  mashines dns add web --ttl 3600 @ MX 10 mail.example.org.
   mashines dns add web _dmarc TXT 'v=DMARC1; p=reject'
   mashines dns rm web www
   mashines dns rm web @ TXT 'v=spf1 -all'
@@ -51,8 +51,8 @@ enum Action {
         /// A, AAAA, CAA, CNAME, MX, SRV, SSHFP, TLSA or TXT
         #[arg(value_name = "TYPE")]
         kind: String,
-        /// As in a zone file; a TXT's text needs no quotes of its own
-        #[arg(required = true, num_args = 1.., allow_hyphen_values = true)]
+        /// As in a zone file; a TXT's text needs no quotes of its own. Options come before it
+        #[arg(required = true, num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true)]
         data: Vec<String>,
         /// How long resolvers may keep it, seconds, 30 to 86400
         #[arg(long, default_value_t = own_record::DEFAULT_TTL)]
@@ -68,7 +68,7 @@ enum Action {
         #[arg(value_name = "TYPE")]
         kind: Option<String>,
         /// With this data only
-        #[arg(num_args = 0.., allow_hyphen_values = true)]
+        #[arg(num_args = 0.., trailing_var_arg = true, allow_hyphen_values = true)]
         data: Vec<String>,
     },
     /// Make a key with which programs change _acme-challenge below the machine's name (RFC 2136). It is shown once
@@ -108,7 +108,7 @@ pub(super) async fn run(args: Args, context: &mut Context<'_>) -> Result<Exit, C
         }
         Action::Add { machine, name, kind, data, ttl } => {
             let machine = client.machine(&machine).await?;
-            let data = data_of(&kind, &data);
+            let data = data_of(&kind, &data)?;
             let record = AddRecord { name, kind, ttl: Some(ttl), data };
             let what = format!("add the record to `{}`", machine.slug);
             let records: DnsRecords = client.post(&what, &records_path(&machine), &record).await?;
@@ -117,7 +117,8 @@ pub(super) async fn run(args: Args, context: &mut Context<'_>) -> Result<Exit, C
         }
         Action::Rm { machine, name, kind, data } => {
             let machine = client.machine(&machine).await?;
-            let data = kind.as_deref().filter(|_| !data.is_empty()).map(|kind| data_of(kind, &data));
+            let words = Some(&data).filter(|data| !data.is_empty());
+            let data = kind.as_deref().zip(words).map(|(kind, words)| data_of(kind, words)).transpose()?;
             let query = encoded(&RemoveRecords { name, kind, data });
             let what = format!("remove the record of `{}`", machine.slug);
             let path = format!("{}?{query}", records_path(&machine));
@@ -165,14 +166,21 @@ async fn zones(client: &Client) -> Result<Vec<Zone>, CliError> {
 }
 
 /// The data as a zone file has it. The words of a TXT that were typed without quotes of their own are one text: the shell has taken the
-/// quotes that were meant.
-fn data_of(kind: &str, words: &[String]) -> String {
+/// quotes that were meant. Since it may hold a hyphen (`v=spf1 -all`), an option behind it would become a part of it.
+fn data_of(kind: &str, words: &[String]) -> Result<String, CliError> {
+    if let Some(option) = words.iter().find(|word| matches!(word.as_str(), "--ttl" | "--json" | "--account"))
+    {
+        return Err(CliError::usage(format!(
+            "{option} stands behind the data, which it would become a part of"
+        ))
+        .next(format!("mashines dns add {option} … MACHINE NAME TYPE DATA")));
+    }
     let text = words.join(" ");
     if kind.eq_ignore_ascii_case("TXT") && !text.contains('"') {
         let strings: Vec<String> = text.as_bytes().chunks(255).map(mashines_fleet::rdata::quoted).collect();
-        return strings.join(" ");
+        return Ok(strings.join(" "));
     }
-    text
+    Ok(text)
 }
 
 /// A query string: everything that could mean something there is escaped.
@@ -294,10 +302,10 @@ mod tests {
     #[test]
     fn the_words_of_a_txt_are_one_text_and_a_long_one_is_split() {
         let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!(data_of("TXT", &words("v=spf1 -all")), "\"v=spf1 -all\"");
-        assert_eq!(data_of("TXT", &words("\"one\" \"two\"")), "\"one\" \"two\"");
-        assert_eq!(data_of("MX", &words("10 mail.example.org.")), "10 mail.example.org.");
-        let long = data_of("txt", &["x".repeat(300)]);
+        assert_eq!(data_of("TXT", &words("v=spf1 -all")).unwrap(), "\"v=spf1 -all\"");
+        assert_eq!(data_of("TXT", &words("\"one\" \"two\"")).unwrap(), "\"one\" \"two\"");
+        assert_eq!(data_of("MX", &words("10 mail.example.org.")).unwrap(), "10 mail.example.org.");
+        let long = data_of("txt", &["x".repeat(300)]).unwrap();
         assert_eq!(long, format!("\"{}\" \"{}\"", "x".repeat(255), "x".repeat(45)));
     }
 

@@ -132,7 +132,12 @@ impl Fleet {
         Running { runtime: Some(runtime), _alive: alive }
     }
 
-    /// Ends control in the middle of whatever it does, as kill -9 would, and starts it anew.
+    /// Ends control in the middle of whatever it does, as kill -9 would.
+    pub fn stop_control(&mut self) {
+        drop(self.control.take());
+    }
+
+    /// The same, and starts it anew.
     pub async fn restart_control(&mut self) {
         drop(self.control.take());
         let listener = loop {

@@ -183,7 +183,7 @@ fn own_names(
     let mut names: Vec<(Vec<u8>, Vec<OwnedSet>)> = Vec::new();
     for record in &machine.records {
         match own_data(record) {
-            Ok((relative, kind, data)) => put(&mut names, relative, kind, record.ttl, data),
+            Ok(OwnData { relative, kind, data }) => put(&mut names, relative, kind, record.ttl, data),
             Err(why) => complaints.push(Complaint(format!(
                 "machine {}: the record {} {} of its owner is not served: {why}",
                 machine.slug, record.name, record.kind
@@ -222,7 +222,14 @@ fn put(names: &mut Vec<(Vec<u8>, Vec<OwnedSet>)>, relative: Vec<u8>, kind: u16, 
     }
 }
 
-fn own_data(record: &OwnRecord) -> Result<(Vec<u8>, u16, Box<[u8]>), String> {
+/// An owner's record, read.
+struct OwnData {
+    relative: Vec<u8>,
+    kind: u16,
+    data: Box<[u8]>,
+}
+
+fn own_data(record: &OwnRecord) -> Result<OwnData, String> {
     let relative = name::relative(&record.name).map_err(|error| error.to_string())?;
     let data = rdata::encode(&record.kind, &record.data).map_err(|error| error.to_string())?;
     if kind::is_reserved(data.kind) || matches!(data.kind, kind::NS | kind::DS) {
@@ -231,7 +238,7 @@ fn own_data(record: &OwnRecord) -> Result<(Vec<u8>, u16, Box<[u8]>), String> {
     if relative.is_empty() && data.kind == kind::CNAME {
         return Err("the machine's own name has addresses, beside which no CNAME can be".to_owned());
     }
-    Ok((relative, data.kind, data.bytes.into()))
+    Ok(OwnData { relative, kind: data.kind, data: data.bytes.into() })
 }
 
 fn with_non_terminals(mut names: Vec<(Vec<u8>, Vec<OwnedSet>)>) -> OwnNames {

@@ -190,6 +190,8 @@ mod tests {
     use super::*;
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn it_behaves_as_the_standard_ordered_map(
             start in prop::collection::vec((any::<u16>(), any::<u8>()), 0..600),

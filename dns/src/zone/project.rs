@@ -354,11 +354,14 @@ fn touch_child(apex: &Name, label: &str, applied: &mut Applied) {
     applied.touched.extend(apex.child(label.as_bytes()).ok().map(Touched::Below));
 }
 
+/// A record before and after.
+type Difference<'a, T> = (Option<&'a Arc<T>>, Option<&'a Arc<T>>);
+
 /// Records that are not the same object in both, in one walk over both rows.
 fn differences<'a, K: Ord, T>(
     before: &'a BTreeMap<K, Arc<T>>,
     after: &'a BTreeMap<K, Arc<T>>,
-) -> Vec<(Option<&'a Arc<T>>, Option<&'a Arc<T>>)> {
+) -> Vec<Difference<'a, T>> {
     let (mut old, mut new) = (before.iter().peekable(), after.iter().peekable());
     let mut found = Vec::new();
     loop {

@@ -4,19 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use mashines_dns::answer::{Asker, Authority, Moment, Transport, answer};
 use mashines_dns::cookie::Cookies;
 use mashines_dns::signer::OnlineSigner;
 use mashines_dns::zone::Projector;
-use mashines_fleet::id::DomainName;
-use mashines_fleet::key::Key;
-use mashines_fleet::record::{ZoneKey, ZoneKeyState, ZoneKeys};
 use mashines_fleet::sealed::EntrySecret;
 use mashines_fleet::view::{Batch, Change, View};
-use mashines_fleet::zone_key::{dnskey_rdata, key_tag};
 use serde_json::{Value, json};
 
 pub const HOST_KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJfkNV4OS33ImTXvorZr72q4v5XhVEQKfvqsxOEJ/XaR";
@@ -128,17 +121,87 @@ pub fn authority(signatures_per_second: u32) -> Authority {
     }
 }
 
-/// A zone's keys, one in each state, sealed with `secret`.
-pub fn zone_keys(zone: &str, secret: &EntrySecret, states: &[ZoneKeyState]) -> Change {
-    let id: DomainName = zone.parse().unwrap();
-    let keys = states.iter().map(|state| {
-        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
-        let public = &pair.public_key().as_ref()[1..];
-        let pkcs8 = pair.to_pkcs8v1().unwrap();
-        let sealed = secret.seal(&Key::ZoneKeys(id.clone()), pkcs8.as_ref()).unwrap();
-        let tag = key_tag(&dnskey_rdata(public));
-        ZoneKey { tag, public: STANDARD.encode(public), secret: sealed, state: *state, since: 0 }
-    });
-    let record = ZoneKeys { id: id.clone(), keys: keys.collect() };
-    put(Key::ZoneKeys(id).to_string(), serde_json::to_value(record).unwrap())
+/// A record of the keys of `zone` in these states, sealed with `secret`.
+pub fn zone_keys(zone: &str, states: &[&str], secret: &EntrySecret) -> Change {
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+    use base64::Engine as _;
+    use mashines_fleet::key::Key;
+    let id: mashines_fleet::id::DomainName = zone.parse().unwrap();
+    let keys: Vec<Value> = states
+        .iter()
+        .map(|state| {
+            let random = aws_lc_rs::rand::SystemRandom::new();
+            let der = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).unwrap();
+            let sealed = secret.seal(&Key::ZoneKeys(id.clone()), der.as_ref()).unwrap();
+            let public = base64::engine::general_purpose::STANDARD.encode([0; 64]);
+            json!({"tag": 0, "public": public, "secret": sealed, "state": state, "since": 0})
+        })
+        .collect();
+    put(format!("zone-keys/{zone}"), json!({"id": zone, "keys": keys}))
+}
+
+/// All our zones in [`every_shape`].
+pub const ZONES: [&str; 4] =
+    ["mashine.dev", "lab.mashine.dev", "example.net", "0.6.1.0.8.b.d.0.1.0.0.2.ip6.arpa"];
+
+/// A fleet with an answer of every shape: aliases, wildcards, empty non-terminals, delegations, large sets.
+pub fn every_shape() -> Vec<Change> {
+    let own =
+        |name: &str, kind: &str, data: &str| json!({"name": name, "type": kind, "ttl": 300, "data": data});
+    let mut records = vec![
+        own("txt", "TXT", "\"hello world\""),
+        own("", "MX", "10 mail.example.org."),
+        own("_https._tcp", "SRV", "1 2 443 web.mashine.dev."),
+        own("www", "CNAME", "web.mashine.dev."),
+        own("www2", "CNAME", "www.web.mashine.dev."),
+        own("away", "CNAME", "www.example.org."),
+        own("gone", "CNAME", "nope.mashine.dev."),
+        own("loop", "CNAME", "pool.web.mashine.dev."),
+        own("pool", "CNAME", "loop.web.mashine.dev."),
+        own("*.wild", "TXT", "\"any\""),
+        own("deep.below", "TXT", "\"deep\""),
+    ];
+    records.extend((0..20).map(|n| own("big", "TXT", &format!("\"{n} {}\"", "x".repeat(200)))));
+    let mut config = config("2001:db8:160::/48");
+    let value = config.value.as_mut().unwrap();
+    value["caa_issuers"] = json!(["letsencrypt.org"]);
+    value["zones"] = json!([
+        {"name": "mashine.dev", "records": [
+            own("unsigned", "NS", "ns.unsigned.mashine.dev."), own("ns.unsigned", "A", "192.0.2.53"),
+            own("signed", "NS", "ns.example.org."),
+            own("signed", "DS", &format!("4711 13 2 {}", "ab".repeat(32))),
+        ]},
+        {"name": "lab.mashine.dev", "records": [own("host", "A", "192.0.2.9")]},
+        {"name": "example.net", "records": [own("", "A", "192.0.2.10"), own("*", "TXT", "\"star\"")]},
+    ]);
+    let web = machine(
+        1,
+        "web",
+        "2001:db8:160::1",
+        json!({
+            "host_key_public": HOST_KEY, "records": records,
+            "net": {"ipv6": "2001:db8:160::1", "private6": "fd00::9", "mac": "02:00:00:00:00:01",
+                    "ssh_port": {"entry": "entry160", "port": 2201}},
+        }),
+    );
+    let challenge = |id: u8, name: &str, value: &str| {
+        let value = json!({"name": name, "show": {"type": "dns01", "value": value}, "expires_at": 1});
+        put(format!("challenges/{id:026}"), value)
+    };
+    vec![
+        config,
+        entry(),
+        web,
+        machine(2, "db", "2001:db8:160::2", json!({})),
+        challenge(1, "mashine.dev", "platform"),
+        challenge(2, "web.mashine.dev", "machine"),
+        challenge(3, "shop.example.org", "elsewhere"),
+    ]
+}
+
+/// [`every_shape`] with a key for each zone.
+pub fn signed(secret: &EntrySecret) -> Arc<View> {
+    let mut changes = every_shape();
+    changes.extend(ZONES.iter().map(|zone| zone_keys(zone, &["active"], secret)));
+    view(changes)
 }

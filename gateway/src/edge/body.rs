@@ -13,6 +13,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::headers;
 use super::places::Place;
+use super::rest::Busy;
 use super::upstream::Checkout;
 
 /// Why a request's body did not reach its end.
@@ -139,7 +140,11 @@ fn without_false_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
 
 /// An answer's body towards the client.
 #[derive(Debug)]
-pub struct Answer(Kind);
+pub struct Answer {
+    kind: Kind,
+    /// Over HTTP/2: whether the client reads.
+    busy: Option<Busy>,
+}
 
 enum Kind {
     /// The edge's own words.
@@ -167,12 +172,17 @@ struct Download {
 impl Answer {
     /// The edge's own words.
     pub fn own(bytes: Bytes) -> Self {
-        Self(Kind::Own((!bytes.is_empty()).then_some(bytes)))
+        Self { kind: Kind::Own((!bytes.is_empty()).then_some(bytes)), busy: None }
     }
 
     /// The machine's.
     pub fn machines(body: Incoming, from: Option<Checkout>, place: Place) -> Self {
-        Self(Kind::Machine(Box::new(Download { body, from, _place: place })))
+        Self { kind: Kind::Machine(Box::new(Download { body, from, _place: place })), busy: None }
+    }
+
+    /// The same, with an eye on the client.
+    pub fn watched(self, busy: Busy) -> Self {
+        Self { busy: Some(busy), ..self }
     }
 }
 
@@ -216,24 +226,30 @@ impl Body for Answer {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match &mut self.0 {
+        let this = &mut *self;
+        let frame = match &mut this.kind {
             Kind::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Kind::Machine(download) => {
-                let frame = ready!(download.poll_frame(cx));
-                Poll::Ready(frame.map(|frame| frame.map(without_false_trailers)))
+                download.poll_frame(cx).map(|frame| frame.map(|frame| frame.map(without_false_trailers)))
             }
+        };
+        match &this.busy {
+            Some(busy) if frame.is_ready() => busy.gave(),
+            Some(busy) => busy.asked(),
+            None => (),
         }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.0 {
+        match &self.kind {
             Kind::Own(bytes) => bytes.is_none(),
             Kind::Machine(download) => download.body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.0 {
+        match &self.kind {
             Kind::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Kind::Machine(download) => download.body.size_hint(),
         }

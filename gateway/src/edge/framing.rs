@@ -136,9 +136,9 @@ impl Framing {
         }
     }
 
-    /// Whether the next request has not begun.
-    pub fn is_between(&self) -> bool {
-        matches!(self.0, State::Head { seen: 0 })
+    /// Whether the next bytes are a head's.
+    pub fn is_at_head(&self) -> bool {
+        matches!(self.0, State::Head { .. })
     }
 
     /// Looks at bytes that have not gone on yet. The same ones come again, and more, after [`Step::More`].

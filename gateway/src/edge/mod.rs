@@ -15,11 +15,11 @@
 //! | [`hello`], [`tls`], [`tickets`] | the beginning of TLS, its settings, resumption at any entry |
 //! | [`framing`], [`gate`] | where a request ends: stricter than hyper, against smuggling |
 //! | [`request`], [`headers`] | whose request it is, what the machine is told |
-//! | [`serve`], [`proxy`], [`upgrade`] | a client's connection, one request, one that becomes another protocol |
-//! | [`upstream`], [`reach`] | connections to machines: kept, or made, whatever the machine is doing |
+//! | `serve`, `rest`, `proxy`, `upgrade` | a client's connection, whether it rests, one request, one that becomes another protocol |
+//! | [`upstream`], `reach` | connections to machines: kept, or made, whatever the machine is doing |
 //! | [`body`] | bodies, a frame at a time |
 //! | [`places`], [`tally`], [`health`] | how much at once, and whether at all |
-//! | [`pass`] | bytes that nobody looks into |
+//! | `pass` | bytes that nobody looks into |
 //! | [`page`] | what is said when the machine does not answer |
 //!
 //! Invariants:
@@ -41,6 +41,7 @@ pub mod places;
 mod proxy;
 mod reach;
 pub mod request;
+mod rest;
 mod serve;
 pub mod sites;
 pub mod tally;
@@ -224,7 +225,7 @@ impl Edge {
         let visit = Visit { arrival, port, sni: None };
         let ended = match speech {
             Speech::Tls => self.tls(stream, visit).await,
-            Speech::Other | Speech::Ssh => self.http(stream, visit).await,
+            Speech::Other | Speech::Ssh => self.plain(stream, visit).await,
         };
         match ended {
             Ok(()) => debug!(%peer, port, "edge: connection ended"),

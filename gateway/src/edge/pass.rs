@@ -11,7 +11,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::hello::{Alert, Hello, refuse};
 use super::places::Place;
-use super::sites::Site;
+use super::sites::{Port, Site};
 use super::{Edge, Visit};
 use crate::splice;
 
@@ -58,8 +58,8 @@ impl Edge {
 
     /// A connection to the machine, with the header that its owner wants.
     async fn open(&self, visit: &Visit, site: &Arc<Site>) -> io::Result<(TcpStream, Place)> {
-        let (service, port) = site.at(visit.port).ok_or(io::ErrorKind::NotFound)?;
-        let Service { internal_port, checks, .. } = service;
+        let Port { service, port } = site.at(visit.port).ok_or(io::ErrorKind::NotFound)?;
+        let Service { internal_port, checks, .. } = service.as_ref();
         if let Some(complaint) = self.health.complaint(&site.machine.id, *internal_port, checks.len()) {
             return Err(io::Error::other(format!("the health check fails: {complaint}")));
         }

@@ -22,7 +22,7 @@ use super::headers::{self, Client};
 use super::page::Page;
 use super::places::{NoPlace, Place};
 use super::request::{self as checked, Name};
-use super::sites::Site;
+use super::sites::{Port, Site, literal};
 use super::{Edge, Visit, upgrade};
 
 /// How long a machine may take to begin with an answer.
@@ -48,6 +48,9 @@ pub(super) async fn answer(
 ) -> Result<Response<Answer>, Infallible> {
     // All that a page is made by.
     let accept = request.headers().get(ACCEPT).cloned();
+    // The path without its query, which may hold a secret.
+    let said = tracing::enabled!(tracing::Level::DEBUG)
+        .then(|| format!("{} {}", request.method(), request.uri().path()));
     let h1 = request.version() < Version::HTTP_2;
     let upgrade = h1 && request.headers().contains_key(UPGRADE);
     let answer = edge.proxied(&visit, request).await;
@@ -62,6 +65,10 @@ pub(super) async fn answer(
     });
     // Where the next request begins is not to be trusted: a bad one came before, or what follows was meant for another protocol.
     let last = bad || (upgrade && answer.status() != StatusCode::SWITCHING_PROTOCOLS);
+    if let Some(said) = said {
+        let (peer, name) = (visit.arrival.peer, visit.sni.as_deref());
+        debug!(%peer, port = visit.port, name, said, status = answer.status().as_u16(), "edge: request");
+    }
     if h1 && last {
         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
@@ -71,8 +78,8 @@ pub(super) async fn answer(
 /// A request that has found its place.
 pub(super) struct Found {
     pub(super) site: Arc<Site>,
-    pub(super) service: Service,
-    pub(super) port: ServicePort,
+    pub(super) service: Arc<Service>,
+    pub(super) port: Arc<ServicePort>,
     pub(super) name: Name,
 }
 
@@ -90,7 +97,8 @@ impl Edge {
             return Ok(shown);
         }
         let found = self.find(visit, name)?;
-        if visit.sni.is_none() && found.port.force_https {
+        // No certificate names an address, so who asks for one is served as they came.
+        if visit.sni.is_none() && found.port.force_https && literal(&found.name.host).is_none() {
             return Ok(redirect(&found.name, &parts.uri));
         }
         if !found.port.has(Handler::Http) || (visit.sni.is_none() && found.port.has(Handler::Tls)) {
@@ -105,7 +113,6 @@ impl Edge {
         let (upload, fate) = upload(&parts, body, found.port.http_options.as_ref())?;
         let wanted = upgrade::wanted(&mut parts);
         self.onward_headers(visit, &found.name, &mut parts);
-        debug!(peer = %visit.arrival.peer, machine = %found.site.machine.slug, method = %parts.method, path = parts.uri.path(), "edge: request");
         let answered = match wanted {
             Some(wanted) => self.upgraded(&found, parts, upload, wanted, place).await,
             None if found.port.http_options.as_ref().is_some_and(|http| http.h2_backend) => {
@@ -135,14 +142,14 @@ impl Edge {
                 "Check the name; a custom domain works once its owner has proved it (mashines domains).",
             )
         })?;
-        let Some((service, port)) = site.at(visit.port) else {
+        let Some(Port { service, port }) = site.at(visit.port) else {
             return Err(Page::machines(
                 StatusCode::NOT_FOUND,
                 format!("Machine {} has nothing at port {}", site.machine.slug, visit.port),
                 "Its owner can add the port to the services in its configuration.",
             ));
         };
-        Ok(Found { site: Arc::clone(site), service: service.clone(), port: port.clone(), name })
+        Ok(Found { site: Arc::clone(site), service: Arc::clone(service), port: Arc::clone(port), name })
     }
 
     /// Whether the service's own checks pass.

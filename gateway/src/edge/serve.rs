@@ -1,23 +1,23 @@
 //! One client's connection: the beginning of TLS, then HTTP/1 behind the gate or HTTP/2, until it rests for too long or the edge ends.
 
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mashines_fleet::record::services::{Handler, ServicePort};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::StartHandshake;
 use tokio_rustls::server::TlsStream;
 
 use super::framing::LONGEST_HEAD;
 use super::gate::Gate;
 use super::hello::{self, Alert, Hello};
+use super::rest::Rest;
 use super::sites::Site;
 use super::tls::Terms;
 use super::{Edge, Visit, proxy};
@@ -38,6 +38,12 @@ const RESET_EARLY: usize = 32;
 /// HTTP/2: a client that answers no ping for so long has gone.
 const PING: Duration = Duration::from_secs(30);
 const PONG: Duration = Duration::from_secs(20);
+
+/// A client that takes nothing of an answer for so long has gone, or wants to hold a machine's places.
+const STALL: Duration = Duration::from_secs(120);
+
+/// What PostgreSQL's clients begin with when they want TLS (its protocol's `SSLRequest`); `S` is the yes.
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
 /// How long a client may take for the last request after it was told that the connection ends because it rests.
 const PARTING: Duration = Duration::from_secs(5);
@@ -64,7 +70,7 @@ impl Edge {
             hello::refuse(&mut stream, Alert::UnrecognizedName).await;
             return Err(refused("no machine has that name"));
         };
-        let Some(port) = site.at(visit.port).map(|(_, port)| port.clone()) else {
+        let Some(port) = site.at(visit.port).map(|at| Arc::clone(&at.port)) else {
             hello::refuse(&mut stream, Alert::UnrecognizedName).await;
             return Err(refused("the machine has no service at this port"));
         };
@@ -73,7 +79,7 @@ impl Edge {
             return Err(refused("the machine has all the connections that it may have"));
         };
         let visit = Visit { sni: Some(name.as_str().into()), ..visit };
-        if !port.has(Handler::Tls) {
+        if !port.has(Handler::Tls) && !port.has(Handler::PgTls) {
             return Box::pin(self.pass_untouched(stream, hello, &visit, &site)).await;
         }
         if self.certs.borrow().find(&name).is_none() {
@@ -98,6 +104,7 @@ impl Edge {
         if !port.has(Handler::Http) {
             return Box::pin(self.pass_ended(stream, &visit, site)).await;
         }
+        set_stall(stream.get_ref().0)?;
         match stream.get_ref().1.alpn_protocol() {
             Some(b"h2") => self.h2(stream, visit).await,
             _ => self.h1(stream, visit).await,
@@ -117,8 +124,22 @@ impl Edge {
         stream.shutdown().await
     }
 
-    /// A connection that begins without TLS.
-    pub(super) async fn http(self: &Arc<Self>, stream: TcpStream, visit: Visit) -> io::Result<()> {
+    /// A connection that begins without TLS: HTTP, or PostgreSQL, whose clients ask for TLS first (the handler `pg_tls`).
+    pub(super) async fn plain(self: &Arc<Self>, mut stream: TcpStream, visit: Visit) -> io::Result<()> {
+        let mut first = [0];
+        let peeked = timeout_at(Instant::now() + self.keep_alive(), stream.peek(&mut first)).await??;
+        // No request of HTTP begins with a zero.
+        if peeked > 0 && first[0] == SSL_REQUEST[0] {
+            let deadline = Instant::now() + Duration::from_secs(self.settings.handshake_s);
+            let mut asked = [0; SSL_REQUEST.len()];
+            timeout_at(deadline, stream.read_exact(&mut asked)).await??;
+            if asked != SSL_REQUEST {
+                return Err(io::Error::other("neither HTTP nor TLS nor PostgreSQL's request for TLS"));
+            }
+            stream.write_all(b"S").await?;
+            return self.tls(stream, visit).await;
+        }
+        set_stall(&stream)?;
         self.h1(stream, visit).await
     }
 
@@ -156,11 +177,7 @@ impl Edge {
         let service = service_fn(|request| {
             let busy = rest.busy();
             let answer = proxy::answer(Arc::clone(self), Arc::clone(&visit), request);
-            async move {
-                let answer = answer.await;
-                drop(busy);
-                answer
-            }
+            async move { answer.await.map(|answer| answer.map(|body| body.watched(busy))) }
         });
         let mut settings = http2::Builder::new(TokioExecutor::new());
         settings
@@ -185,14 +202,22 @@ impl Edge {
                     () = self.ending.cancelled() => Err(io::Error::other("the edge ends")),
                 };
             }
+            () = rest.stalled(STALL) => return Err(io::Error::other("the client does not read")),
             () = rest.longer_than(self.keep_alive()) => connection.as_mut().graceful_shutdown(),
         }
         tokio::select! {
             ended = connection => told(ended),
             () = rest.longer_than(PARTING) => Err(io::Error::other("it rested for too long")),
+            () = rest.stalled(STALL) => Err(io::Error::other("the client does not read")),
             () = self.ending.cancelled() => Err(io::Error::other("the edge ends")),
         }
     }
+}
+
+/// The kernel ends a connection whose client takes nothing: data that is not acknowledged, or a window of zero.
+fn set_stall(stream: &TcpStream) -> io::Result<()> {
+    let most = u32::try_from(STALL.as_millis()).unwrap_or(u32::MAX);
+    Ok(nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::TcpUserTimeout, &most)?)
 }
 
 /// What the owner of a port chose of TLS.
@@ -201,6 +226,8 @@ fn terms(port: &ServicePort) -> Terms {
     let told: &[String] = options.map_or(&[], |options| &options.alpn);
     let alpn = match (told, port.has(Handler::Http)) {
         ([], true) => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        // What PostgreSQL 17's clients offer; older ones offer nothing.
+        ([], false) if port.has(Handler::PgTls) => vec![b"postgresql".to_vec()],
         (told, _) => told.iter().map(|name| name.as_bytes().to_vec()).collect(),
     };
     let versions: &[String] = options.map_or(&[], |options| &options.versions);
@@ -210,49 +237,4 @@ fn terms(port: &ServicePort) -> Terms {
 
 fn told(ended: hyper::Result<()>) -> io::Result<()> {
     ended.map_err(io::Error::other)
-}
-
-/// How long an HTTP/2 connection has had no request.
-#[derive(Debug, Clone)]
-struct Rest(Arc<Resting>);
-
-#[derive(Debug)]
-struct Resting {
-    open: AtomicUsize,
-    since: Mutex<Instant>,
-}
-
-/// A request is under way.
-struct Busy(Rest);
-
-impl Rest {
-    fn new() -> Self {
-        Self(Arc::new(Resting { open: AtomicUsize::new(0), since: Mutex::new(Instant::now()) }))
-    }
-
-    fn busy(&self) -> Busy {
-        self.0.open.fetch_add(1, Ordering::Relaxed);
-        Busy(self.clone())
-    }
-
-    /// Returns when there has been no request for that long.
-    async fn longer_than(&self, most: Duration) {
-        loop {
-            let since = *self.0.since.lock().unwrap_or_else(PoisonError::into_inner);
-            let busy = self.0.open.load(Ordering::Relaxed) > 0;
-            let due = if busy { Instant::now() + most } else { since + most };
-            if !busy && due <= Instant::now() {
-                return;
-            }
-            sleep_until(due).await;
-        }
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        let rest = &self.0.0;
-        *rest.since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        rest.open.fetch_sub(1, Ordering::Relaxed);
-    }
 }

@@ -54,7 +54,7 @@ impl WebCa {
         params.use_authority_key_identifier_extension = true;
         let now = std::time::SystemTime::now();
         params.not_before = (now - std::time::Duration::from_secs(86_400)).into();
-        params.not_after = (now + std::time::Duration::from_secs(60 * 86_400)).into();
+        params.not_after = (now + std::time::Duration::from_secs(80 * 86_400)).into();
         params.crl_distribution_points =
             vec![CrlDistributionPoint { uris: vec!["http://crl.example/crl".to_owned()] }];
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())

@@ -95,5 +95,6 @@ pub fn kdig(at: SocketAddr, arguments: &[&str]) -> String {
 /// The answers' data, a line each.
 pub fn short(at: SocketAddr, arguments: &[&str]) -> Vec<String> {
     let said = kdig(at, &[arguments, &["+short"]].concat());
-    said.lines().filter(|line| !line.starts_with(";;")).map(str::to_owned).collect()
+    let remark = |line: &&str| line.starts_with(';') || line.contains("WARNING");
+    said.lines().filter(|line| !line.is_empty() && !remark(line)).map(str::to_owned).collect()
 }
