@@ -188,7 +188,6 @@ async fn prove(
         };
         asked.push((kind, name, show));
     }
-    drop(authorizations);
     for (_, name, show) in &asked {
         let body =
             ShowChallenge { certificate: certificate.id.clone(), name: name.clone(), show: show.clone() };
@@ -210,7 +209,6 @@ async fn prove(
         let Some(mut challenge) = authorization.challenge(kind.clone()) else { continue };
         past_nonces!(challenge.set_ready()).map_err(acme)?;
     }
-    drop(authorizations);
     let names: Vec<DomainName> = asked.into_iter().map(|(_, name, _)| name).collect();
     proved(order, names, door, around).await
 }
