@@ -22,6 +22,8 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use rustls_pki_types::CertificateSigningRequestDer;
 use rustls_pki_types::pem::PemObject as _;
 use tokio::sync::Mutex;
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer as _;
 
 use crate::account::{Door, with_account};
 use crate::fault::{Fault, kind_of};
@@ -74,8 +76,10 @@ pub async fn order(
     };
     let chain = Chain::parse(&chain_pem).map_err(|error| bad(&error))?;
     chain.serves(&certificate.names, chain.not_before).map_err(|error| bad(&error))?;
-    if let Some(key) = &key_pem {
-        chain.with_key(key.as_bytes()).map_err(|error| bad(&error))?;
+    match &key_pem {
+        Some(key) => drop(chain.with_key(key.as_bytes()).map_err(|error| bad(&error))?),
+        None if is_for(&chain, &request) => {}
+        None => return Err(bad(&"it is for another key than the request")),
     }
     Ok(Got { chain, chain_pem, key_pem })
 }
@@ -184,7 +188,6 @@ async fn prove(
         };
         asked.push((kind, name, show));
     }
-    drop(authorizations);
     for (_, name, show) in &asked {
         let body =
             ShowChallenge { certificate: certificate.id.clone(), name: name.clone(), show: show.clone() };
@@ -206,7 +209,6 @@ async fn prove(
         let Some(mut challenge) = authorization.challenge(kind.clone()) else { continue };
         past_nonces!(challenge.set_ready()).map_err(acme)?;
     }
-    drop(authorizations);
     let names: Vec<DomainName> = asked.into_iter().map(|(_, name, _)| name).collect();
     proved(order, names, door, around).await
 }
@@ -294,6 +296,14 @@ async fn request(
     let key = KeyPair::generate().map_err(ours)?;
     let request = params.serialize_request(&key).map_err(ours)?;
     Ok((request.der().to_vec(), Some(key.serialize_pem())))
+}
+
+/// Whether the chain's key is the one of the request (DER).
+fn is_for(chain: &Chain, request: &[u8]) -> bool {
+    let Ok((_, request)) = X509CertificationRequest::from_der(request) else { return false };
+    let leaf = chain.certificates.first().map(|der| x509_parser::parse_x509_certificate(der));
+    let asked = request.certification_request_info.subject_pki.raw;
+    matches!(leaf, Some(Ok((_, leaf))) if leaf.public_key().raw == asked)
 }
 
 /// Waits for the chain.

@@ -115,3 +115,42 @@ async fn pebble_takes_a_binding_to_an_external_account() {
     assert_eq!(world.issued(support::WILDCARD).await.issuer.as_deref(), Some("bound"));
     pebble.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_made_in_the_machine_never_leaves_it_and_its_chain_comes_back() {
+    log();
+    let world = World::up().await;
+    let pebble = Pebble::start(&world, With::default()).await;
+    let _entry = world.entry("entry1", vec![pebble.issuer("pebble")]).await;
+    let machine = world.fleet.started("web").await;
+    world.add(json!({"hostname": "web.mashine.test", "key_in_machine": true})).await;
+    let certificate = world.issued("web.mashine.test").await;
+    assert!(certificate.key.is_none(), "the platform has no key");
+    let host = world.fleet.host(machine.host.as_ref().unwrap().as_str());
+    let directory = host.inside().certificates(&machine.id).join("web.mashine.test");
+    let delivered = support::fleet::eventually("the chain is in the machine", || async {
+        std::fs::read_to_string(directory.join("fullchain.pem")).ok()
+    })
+    .await;
+    assert_eq!(Some(&delivered), certificate.chain_pem.as_ref());
+    let key = std::fs::read(directory.join("key.pem")).unwrap();
+    Chain::parse(&delivered).unwrap().with_key(&key).unwrap();
+    // Renewed, it is the same key.
+    world.travel.to(certificate.renew_at.unwrap());
+    let again =
+        world.certificate("web.mashine.test", "renewed", |c| c.chain_pem != certificate.chain_pem).await;
+    Chain::parse(again.chain_pem.as_ref().unwrap()).unwrap().with_key(&key).unwrap();
+    // A machine that stands still cannot do its part, and that is told.
+    world.fleet.post::<serde_json::Value>("/v1/apps/default/machines/web/stop", json!({})).await.unwrap();
+    world.fleet.wait("web", "stopped").await;
+    world.travel.to(again.renew_at.unwrap());
+    let failed =
+        world.certificate("web.mashine.test", "failing", |c| c.failures == 1 && c.lease.is_none()).await;
+    let problem = failed.problem.unwrap();
+    assert!(
+        problem.what.contains("machine web, which holds the key")
+            && problem.hint.contains("start the machine"),
+        "{problem:?}"
+    );
+    assert_eq!(failed.chain_pem, again.chain_pem, "the old one stays");
+}

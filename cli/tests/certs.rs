@@ -120,6 +120,10 @@ async fn a_machines_own_name_is_made_from_the_machine_and_removal_asks() {
     assert_eq!(fleet.lobby("certs rm web.mashine.test").await.0, 2, "nobody to ask");
     can(&fleet, "DELETE /v1/apps/default/certificates/web.mashine.test", json!({"ok": true}));
     assert_eq!(fleet.lobby("certs rm web.mashine.test --yes").await.1, "web.mashine.test is removed\n");
+    let wild = certificate("*.web.mashine.test", "issued", json!({}));
+    can(&fleet, "GET /v1/certificates", listed(&[wild]));
+    can(&fleet, "DELETE /v1/apps/default/certificates/*.web.mashine.test", json!({"ok": true}));
+    assert_eq!(fleet.lobby("certs rm '*.web.mashine.test' --yes").await.1, "*.web.mashine.test is removed\n");
     let (code, _, err) =
         fleet.lobby("certs import a.example.org --machine web --chain c.pem --key k.pem").await;
     assert_eq!(code, 2);

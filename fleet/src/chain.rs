@@ -203,4 +203,31 @@ mod tests {
         ));
         assert_eq!(Chain::parse(&"x".repeat(MAX_PEM + 1)), Err(BadChain::TooLong));
     }
+
+    proptest::proptest! {
+        /// Chains and keys are brought by whoever has an account.
+        #[test]
+        fn what_is_brought_never_stops_the_reader(
+            at in proptest::collection::vec((0_usize..4000, proptest::prelude::any::<u8>()), 1..8), cut in 0_usize..4000,
+        ) {
+            use base64::Engine as _;
+            use base64::engine::general_purpose::STANDARD;
+            let (pem, key) = issued(&["a.example"]);
+            let parsed = Chain::parse(&pem).unwrap();
+            let mut der = parsed.certificates[0].to_vec();
+            for (index, byte) in at {
+                let index = index % der.len();
+                der[index] ^= byte;
+            }
+            der.truncate(cut.max(1));
+            let text = STANDARD.encode(der);
+            let hostile = format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n");
+            if let Ok(chain) = Chain::parse(&hostile) {
+                let _judged = chain.serves(&chain.names.clone(), 0);
+                let _judged = chain.with_key(key.as_bytes());
+            }
+            let key = format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n");
+            proptest::prop_assert!(parsed.with_key(key.as_bytes()).is_err());
+        }
+    }
 }

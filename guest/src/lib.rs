@@ -8,6 +8,7 @@
 //! host ◀── one JSON line each way, vsock port 1024 ──▶ agent
 //! ```
 
+pub mod certificate;
 pub mod config;
 pub mod cpio;
 pub mod deployment;

@@ -245,7 +245,7 @@ struct Brought {
 
 impl Brought {
     /// Puts it into the record of its name.
-    fn into_record(&self, record: Certificate) -> Certificate {
+    fn put_into(&self, record: Certificate) -> Certificate {
         Certificate {
             chain_pem: Some(self.pem.clone()),
             key: Some(self.sealed.clone()),
@@ -272,9 +272,9 @@ async fn written(
         let added = add(&mut edit, &wish.name, owner, source, wish.custom).await?;
         let added = match (added, brought) {
             (Added::Has(record), Some(brought)) => {
-                let record = brought.into_record(record);
+                let record = brought.put_into(*record);
                 edit.put(&record)?;
-                Added::Has(record)
+                Added::Has(Box::new(record))
             }
             (Added::Claims(_), Some(_)) => {
                 return Err(Failure::conflict(format!(
@@ -297,7 +297,7 @@ async fn written(
     let view = control.view();
     let mine = match (added, view.certificates.get(&wish.name)) {
         (_, Some(now)) if now.account.as_ref() == Some(&caller.account.id) => Mine::Has(Arc::clone(now)),
-        (Added::Has(certificate), _) => Mine::Has(Arc::new(certificate)),
+        (Added::Has(certificate), _) => Mine::Has(Arc::from(certificate)),
         (Added::Claims(claim), _) => Mine::Claims(wish.name.clone(), claim),
     };
     Ok((StatusCode::CREATED, Json(shown(&view, &mine, now()))))
@@ -347,6 +347,12 @@ async fn check(
         }
         if !is_keyed_here(before.source) && before.chain_pem.is_some() {
             in_machine::deliver(&control, before).await?;
+            let key = Key::Certificate(name.clone());
+            let update = control.records.update(&key, |record: &mut Certificate| {
+                let delivered = record.failures == 0 && record.chain_pem == before.chain_pem;
+                Ok(delivered && record.problem.take().is_some())
+            });
+            update.await?;
         }
     }
     let found = find(&control, &caller, &path).await?;

@@ -202,8 +202,18 @@ async fn issued(
     });
     let certificate = update.await?;
     tracing::info!(%name, issuer = %body.issuer, until = %rfc3339(chain.not_after), "certificate issued");
-    if !is_keyed_here(certificate.source) {
-        in_machine::deliver(&control, &certificate).await?;
+    if !is_keyed_here(certificate.source)
+        && let Err(failure) = in_machine::deliver(&control, &certificate).await
+    {
+        // It is issued all the same; the entry has done its part.
+        let hint = format!("look into the machine, then `mashines certs check {name}`");
+        let problem =
+            Problem { what: format!("the chain is not in the machine: {failure}"), hint, at: now() };
+        let update = control.records.update(&key, |certificate: &mut Certificate| {
+            certificate.problem = Some(problem.clone());
+            Ok(true)
+        });
+        update.await?;
     }
     Ok(Json(Empty {}))
 }

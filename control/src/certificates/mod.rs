@@ -100,7 +100,7 @@ pub fn wanted(
 /// What becomes of a name that is added, or added again.
 pub enum Added {
     /// The account has it, proved or not.
-    Has(Certificate),
+    Has(Box<Certificate>),
     /// Another account has it: this one must show its proof first.
     Claims(Claim),
 }
@@ -143,7 +143,7 @@ pub async fn add(
         Some(_) | None => wanted(vec![name.clone()], Some((account, machine)), source)?,
     };
     edit.put(&certificate)?;
-    Ok(Added::Has(certificate))
+    Ok(Added::Has(Box::new(certificate)))
 }
 
 /// Hands a name over to an account that proved it. Nothing of the former owner's stays.

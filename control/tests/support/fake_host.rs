@@ -38,9 +38,17 @@ pub struct Inside {
     pub silent: bool,
     /// Boots are refused.
     pub boots_badly: bool,
+    /// Where machines' files are.
+    pub disks: Option<tempfile::TempDir>,
 }
 
 impl Inside {
+    /// The machine's directory of certificates.
+    pub fn certificates(&mut self, machine: &MachineId) -> std::path::PathBuf {
+        let disks = self.disks.get_or_insert_with(|| tempfile::tempdir().unwrap());
+        disks.path().join(machine.as_str())
+    }
+
     pub fn clear_faults(&mut self) {
         self.faults.clear();
     }
@@ -246,6 +254,7 @@ fn router(app: App) -> Router {
         )
         .route("/v1/machines/{id}", put(run).delete(remove))
         .route("/v1/machines/{id}/stop", post(stop))
+        .route("/v1/machines/{id}/exec", post(exec))
         .route("/v1/machines/{id}/console", get(|| async { Json(json!({"text": "login:"})) }))
         .route("/v1/volumes/{id}", delete(|| async { Json(json!({})) }))
         .route("/v1/migrations/{id}", get(migration))
@@ -487,4 +496,32 @@ async fn finish(State(app): State<App>, Path(id): Path<MigrationId>) -> Answer {
         Ok(json!({}))
     })
     .await
+}
+
+/// The agent's part in certificates, by its own code; nothing else is run.
+async fn exec(
+    State(app): State<App>,
+    Path(id): Path<MachineId>,
+    Json(request): Json<mashines_guest::protocol::Exec>,
+) -> Json<mashines_guest::protocol::ExecResult> {
+    use mashines_guest::certificate;
+    use mashines_guest::protocol::{Bytes, ExecResult};
+    let root = app.memory.lock().unwrap().certificates(&id);
+    let words = request.command.unwrap_or_default();
+    let done = match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["/run/mashines/agent", "certificate", "request", ..] => certificate::request(&root, &words[3..]),
+        ["/run/mashines/agent", "certificate", "install", name] => {
+            let chain = String::from_utf8(request.stdin.0).unwrap();
+            certificate::install(&root, name, &chain, std::path::Path::new("/none")).map(|()| String::new())
+        }
+        other => panic!("{other:?} is run in a machine"),
+    };
+    Json(match done {
+        Ok(text) => ExecResult { stdout: Bytes(text.into_bytes()), ..ExecResult::default() },
+        Err(error) => ExecResult {
+            exit_code: 1,
+            stderr: Bytes(format!("{error:#}").into_bytes()),
+            ..ExecResult::default()
+        },
+    })
 }
