@@ -1,9 +1,11 @@
 //! Values as people type them: sizes, times, volumes, environment variables. Each error says what is expected, with an example.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mashines_fleet::access::Standing;
 use mashines_fleet::record::Role;
+use mashines_fleet::record::services::{Handler, HttpOptions, Protocol, Service, ServicePort};
 
 /// An amount of memory or disk in MiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +122,47 @@ pub fn environment(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// Reads `PUBLIC:INTERNAL[/http|h2|tls|tcp]`: a public port, the machine's port that it leads to, and what the edge does between them.
+pub fn service(text: &str) -> Result<Service, String> {
+    let bad = || {
+        format!(
+            "{text:?} is not a service: PUBLIC:INTERNAL and maybe /http (the default), /h2 (gRPC), /tls or /tcp, such as 443:8080 or 443:8443/tcp"
+        )
+    };
+    let (ports, kind) = text.split_once('/').unwrap_or((text, "http"));
+    let (public, internal) = ports.split_once(':').ok_or_else(bad)?;
+    let number = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(bad);
+    let h2 = HttpOptions { h2_backend: true, ..HttpOptions::default() };
+    let (handlers, http_options) = match kind {
+        "http" => (vec![Handler::Tls, Handler::Http], None),
+        "h2" => (vec![Handler::Tls, Handler::Http], Some(h2)),
+        "tls" => (vec![Handler::Tls], None),
+        "tcp" => (Vec::new(), None),
+        _ => return Err(bad()),
+    };
+    let plain = ServicePort {
+        port: 80,
+        handlers: vec![Handler::Http],
+        force_https: true,
+        http_options,
+        tls_options: None,
+        proxy_proto_options: None,
+        other: BTreeMap::new(),
+    };
+    let port = ServicePort { port: number(public)?, handlers, force_https: false, ..plain.clone() };
+    // Whoever types the name without https:// is sent there.
+    let redirect = (port.port == 443 && port.has(Handler::Http)).then_some(plain);
+    Ok(Service {
+        protocol: Protocol::Tcp,
+        internal_port: number(internal)?,
+        autostart: None,
+        ports: [port].into_iter().chain(redirect).collect(),
+        concurrency: None,
+        checks: Vec::new(),
+        other: BTreeMap::new(),
+    })
+}
+
 /// Reads `machine:path`, or a local path. As scp does: a colon behind a slash belongs to a local path.
 pub fn copy_path(text: &str) -> Result<CopyPath, String> {
     match text.split_once(':') {
@@ -149,6 +192,35 @@ mod tests {
             ["", "512", "M", "0M", "-1G", "1.G", ".5G", "1K", "1e3M", "99999999999999T", "0.0001M", "1 G"]
         {
             assert!(size(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_service_is_two_ports_and_what_is_done_between_them() {
+        let web = service("443:8080").unwrap();
+        assert_eq!(web.internal_port, 8080);
+        let at = |service: &Service, port: u16| service.ports.iter().find(|at| at.port == port).cloned();
+        assert_eq!(at(&web, 443).unwrap().handlers, [Handler::Tls, Handler::Http]);
+        assert!(at(&web, 80).unwrap().force_https, "plain requests are sent to 443");
+        let grpc = at(&service("443:50051/h2").unwrap(), 443).unwrap();
+        assert!(grpc.http_options.is_some_and(|http| http.h2_backend));
+        assert_eq!(at(&service("5432:5432/tls").unwrap(), 5432).unwrap().handlers, [Handler::Tls]);
+        let through = service("443:8443/tcp").unwrap();
+        assert!(at(&through, 443).unwrap().handlers.is_empty() && at(&through, 80).is_none());
+        for bad in [
+            "",
+            "443",
+            "443:",
+            ":80",
+            "0:80",
+            "443:0",
+            "443:65536",
+            "443:80/udp",
+            "443:80/",
+            "a:b",
+            "443:80:90",
+        ] {
+            assert!(service(bad).is_err(), "{bad:?}");
         }
     }
 

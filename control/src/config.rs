@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::zone_keys::Timing;
+
 /// How control runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -27,6 +29,13 @@ pub struct Config {
     /// How long a migration may take when nobody says otherwise, seconds.
     #[serde(default = "timeout")]
     pub migration_timeout_s: u64,
+    /// Resolvers that are asked whether a domain's owner wants it here; those of `/etc/resolv.conf` when empty. One that validates
+    /// DNSSEC makes the proof as strong as the domain's zone.
+    #[serde(default)]
+    pub resolvers: Vec<SocketAddr>,
+    /// How long caches may keep what they know of a zone: what a rollover of its keys waits for.
+    #[serde(default)]
+    pub zone_keys: Timing,
 }
 
 fn listen() -> SocketAddr {
@@ -54,6 +63,8 @@ impl Default for Config {
             drain_parallel: two(),
             blackout_budget_ms: budget(),
             migration_timeout_s: timeout(),
+            resolvers: Vec::new(),
+            zone_keys: Timing::default(),
         }
     }
 }

@@ -16,6 +16,7 @@ use mashines_fleet::view::View;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
+use crate::certificates::keeper::Keeper;
 use crate::config::Config;
 use crate::failure::{Failure, Result};
 use crate::found::Secret;
@@ -44,6 +45,8 @@ pub struct Inner {
     pub ssh_ca: SshCa,
     /// What seals secrets among the facts.
     pub secret: EntrySecret,
+    /// Looks at domains.
+    pub keeper: Keeper,
     /// Held from choosing a host to the commit that takes the room: of two launches one must see the other's.
     pub placing: tokio::sync::Mutex<()>,
     /// Accounts that were made lately; held while one is made.
@@ -84,6 +87,7 @@ impl Control {
             ca: Ca::from_pem(ca.public, ca.secret),
             ssh_ca: SshCa::from_secret(&ssh.secret)?,
             secret,
+            keeper: Keeper::default(),
             placing: tokio::sync::Mutex::default(),
             newcomers: tokio::sync::Mutex::default(),
             sagas: Mutex::default(),
@@ -259,11 +263,13 @@ pub async fn run_with(config: Config, common: Common, listener: TcpListener) -> 
     let control = Control::open(config, store, common.identity.clone(), secret).await?;
     let tls = common.identity.server_config(ClientCertificates::Optional)?;
     let app = crate::api::router(control.clone());
+    let keeping = Keeper::run(control.clone());
     let driver = Driver::new(control);
     tracing::info!(address = %listener.local_addr()?, "control listens");
     tokio::select! {
         served = mashines_fleet::rpc::serve(listener, app, tls, Limits::default(), common.stopped()) => served?,
         () = driver.run() => {}
+        () = keeping => {}
     }
     Ok(())
 }

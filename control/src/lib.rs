@@ -17,6 +17,7 @@
 
 mod addresses;
 mod api;
+mod certificates;
 mod config;
 mod control;
 mod failure;
@@ -34,8 +35,10 @@ mod ssh_ca;
 mod testing;
 mod time;
 mod usage;
+mod zone_keys;
 
 pub use config::Config;
 pub use control::{run, run_with};
 pub use failure::{Failure, Kind};
 pub use found::{Founded, Founding, init, join_token};
+pub use zone_keys::Timing;

@@ -8,10 +8,13 @@
 use std::sync::Arc;
 
 use futures_util::Future;
-use mashines_fleet::id::{AccountId, AppName, HostId, MachineId, MigrationId, VolumeId};
+use mashines_fleet::id::{
+    AccountId, AppName, ChallengeId, DomainName, HostId, MachineId, MigrationId, VolumeId,
+};
 use mashines_fleet::key::{Key, PRIVATE, is_private};
 use mashines_fleet::record::{
-    Account, Certificate, Domain, FleetConfig, Host, Machine, Migration, Volume, ZoneKeys,
+    Account, AcmeAccount, Certificate, Challenge, Domain, FleetConfig, Host, Machine, Migration, Volume,
+    ZoneKeys,
 };
 use mashines_fleet::store::{Expect, Store, Transaction};
 use mashines_fleet::stream::{Follower, Position};
@@ -42,7 +45,7 @@ macro_rules! records {
 }
 records!(
     Account => Account, Host => Host, Machine => Machine, Volume => Volume, Migration => Migration, Domain => Domain,
-    Certificate => Certificate, ZoneKeys => ZoneKeys
+    Certificate => Certificate, ZoneKeys => ZoneKeys, AcmeAccount => AcmeAccount
 );
 
 impl Record for FleetConfig {
@@ -96,6 +99,8 @@ pub enum Private<'a> {
     Cancel(&'a MigrationId),
     /// What a migration was asked to keep to.
     Terms(&'a MigrationId),
+    /// What an account has to show for a name that another account has.
+    DomainClaim(&'a AccountId, &'a DomainName),
 }
 
 impl std::fmt::Display for Private<'_> {
@@ -123,6 +128,7 @@ impl std::fmt::Display for Private<'_> {
             Self::Drain(host) => write!(f, "drain/{host}"),
             Self::Cancel(migration) => write!(f, "cancel/{migration}"),
             Self::Terms(migration) => write!(f, "terms/{migration}"),
+            Self::DomainClaim(account, name) => write!(f, "domain-claim/{account}/{name}"),
         }
     }
 }
@@ -301,6 +307,16 @@ impl Edit<'_> {
     pub fn put<T: Record>(&mut self, record: &T) -> Result<&mut Self> {
         self.public = true;
         self.transaction.put(record.key().to_string(), serde_json::to_vec(record)?);
+        Ok(self)
+    }
+
+    /// Writes a challenge, whose record does not hold its id.
+    ///
+    /// # Errors
+    /// It cannot be encoded.
+    pub fn put_challenge(&mut self, id: &ChallengeId, challenge: &Challenge) -> Result<&mut Self> {
+        self.public = true;
+        self.transaction.put(Key::Challenge(id.clone()).to_string(), serde_json::to_vec(challenge)?);
         Ok(self)
     }
 

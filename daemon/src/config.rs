@@ -71,6 +71,8 @@ pub struct Config {
     pub gateway: Option<mashines_gateway::Config>,
     /// The role `entry`: the names.
     pub dns: Option<mashines_dns::Config>,
+    /// The role `entry`: certificates. Without it none are ordered.
+    pub acme: Option<mashines_acme::Config>,
 }
 
 /// A fleet to be founded.
@@ -90,6 +92,12 @@ pub struct Fleet {
     /// What becomes of a key that nobody knows: `closed` (the default), `invite`, `open`.
     #[serde(default)]
     pub sign_up: mashines_fleet::record::SignUp,
+    /// Further zones, and records of the operator in the fleet's own: `[[fleet.zones]]`.
+    #[serde(default)]
+    pub zones: Vec<mashines_fleet::record::StaticZone>,
+    /// Which issuers may give certificates below the apex: their domains as in CAA records.
+    #[serde(default)]
+    pub caa_issuers: Vec<String>,
 }
 
 /// The public side of an entry.
@@ -126,6 +134,9 @@ impl Config {
             bail!("configuration {}: `roles` names none of control, netd, host, entry", path.display());
         }
         config.netd(None).with_context(|| format!("configuration {}", path.display()))?;
+        if let Some(acme) = &config.acme {
+            acme.check().with_context(|| format!("configuration {}", path.display()))?;
+        }
         Ok(config)
     }
 
@@ -159,10 +170,25 @@ impl Config {
         for (key, value) in derived {
             section.entry(key).or_insert(value.into());
         }
+        section
+            .entry("web_ports")
+            .or_insert(self.web_ports().into_iter().map(i64::from).collect::<Vec<_>>().into());
         if let Some(prefix) = fleet_prefix {
             section.entry("region_prefixes").or_insert(vec![prefix.to_string()].into());
         }
         toml::Value::Table(section).try_into().context("section [netd]")
+    }
+
+    /// The ports of machines' addresses that the web door answers: an entry's are those that it listens at on every address. A host sends
+    /// what its machines say to the usual ones to an entry, which passes on what it does not answer itself.
+    fn web_ports(&self) -> Vec<u16> {
+        if !self.roles.contains(&Role::Entry) {
+            return vec![80, 443];
+        }
+        let listeners =
+            self.gateway.iter().flat_map(|gateway| gateway.tls_listen.iter().chain(&gateway.http_listen));
+        let every = listeners.filter(|listen| listen.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+        every.map(SocketAddr::port).collect()
     }
 
     /// Whether the file itself says which prefixes machines' addresses come from.
@@ -208,6 +234,8 @@ impl Config {
             ssh_ports: fleet.ssh_ports,
             ssh_ca: None,
             sign_up: fleet.sign_up,
+            zones: fleet.zones.clone(),
+            caa_issuers: fleet.caa_issuers.clone(),
         })
     }
 }
@@ -243,7 +271,12 @@ mod tests {
         let netd = config.netd(None).unwrap();
         assert_eq!(netd.role, netd::config::Role::Both);
         assert!(netd.mesh_prefix.contains(netd.mesh_addr));
-        assert!(config.founding().is_ok() && config.gateway.is_some() && config.dns.is_some());
+        assert!(
+            config.founding().is_ok()
+                && config.gateway.is_some()
+                && config.dns.is_some()
+                && config.acme.is_some()
+        );
     }
 
     #[test]

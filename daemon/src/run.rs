@@ -195,9 +195,19 @@ fn start_entry(config: &Arc<Config>, common: &Common, tasks: &mut JoinSet<Ended>
     }
     let own = common.clone();
     tasks.spawn(async move { ("entry: gateway", mashines_gateway::run(doors, own).await) });
-    let names = config.dns.clone().context("the role `entry` needs a section [dns]")?;
+    let mut names = config.dns.clone().context("the role `entry` needs a section [dns]")?;
+    if names.control.is_empty() {
+        names.control = config.control_urls()?;
+    }
     let own = common.clone();
     tasks.spawn(async move { ("entry: dns", mashines_dns::run(names, own).await) });
+    if let Some(mut certificates) = config.acme.clone() {
+        if certificates.control.is_empty() {
+            certificates.control = config.control_urls()?;
+        }
+        let own = common.clone();
+        tasks.spawn(async move { ("entry: acme", mashines_acme::run(certificates, own).await) });
+    }
     let (config, common) = (Arc::clone(config), common.clone());
     tasks.spawn(
         async move { ("entry's reports", report::run(&config, HostRole::Entry, &common, None).await) },

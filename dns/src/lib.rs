@@ -1,43 +1,102 @@
 //! Authoritative names of the fleet.
 //!
 //! ```text
-//! replica ──project──▶ Zone ──┬── UDP: packet ──answer──▶ packet
-//! (View)   pure, zone.rs      └── TCP: the same, framed
+//! replica ──Projector──▶ Zones ──┬── UDP: packets ──answer──▶ packets     one thread a core, recvmmsg/sendmmsg
+//! (View)    pure, zone/          ├── TCP: the same, framed
+//!                                └── TLS: the same, padded
 //! ```
 //!
-//! [`zone::Zone::project`] and [`answer::answer`] are pure. What is left here is sockets. The server never asks control
-//! anything: it answers from the replica while control is down, and a new machine's name is served as soon as its
-//! record is in the replica.
+//! [`zone::Projector::apply`] and [`answer::answer`] are pure. What is left is sockets, limits and the cache of signatures. The server
+//! never asks control anything: it answers from the replica while control is down, and a new machine's name is served as
+//! soon as its record is in the replica.
 
 pub mod answer;
+pub mod cookie;
+mod denial;
+mod desk;
+mod follow;
+pub mod internal;
+pub mod kind;
+pub mod limit;
+pub mod message;
+mod mmsg;
+pub mod name;
+pub mod operations;
+pub mod query;
+pub mod reply;
 pub mod reverse;
+pub mod rrset;
+mod server;
+pub mod sign;
+pub mod signer;
 mod sshfp;
-mod tcp;
+mod stream;
+mod tls;
+pub mod transfer;
+pub mod tsig;
 mod udp;
+pub mod update;
 pub mod zone;
 
-use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use anyhow::Context as _;
 use mashines_fleet::daemon::Common;
-use mashines_fleet::view::View;
+use mashines_fleet::rpc::Client;
 use serde::{Deserialize, Serialize};
-use tokio::net::{TcpListener, UdpSocket};
-use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tracing::{debug, info, warn};
+use tracing::info;
 
-use crate::zone::{Complaint, Zone};
+pub use crate::server::Server;
+use crate::transfer::secondary::SecondaryConfig;
 
 /// The `[dns]` section.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Addresses that UDP and TCP are served on. Name each public address: behind `0.0.0.0` or `::` a host with
     /// several addresses would answer from another one than it was asked at.
     pub listen: Vec<SocketAddr>,
+    /// Addresses that TLS is served on (RFC 7858; the port is 853).
+    pub tls_listen: Vec<SocketAddr>,
+    /// Threads that answer UDP at each address; 0 for one a core.
+    pub threads: usize,
+    /// What this server calls itself in NSID and `hostname.bind`; nothing when empty.
+    pub identity: String,
+    /// What `version.bind` says; nothing when empty.
+    pub version: String,
+    /// Equal answers a second to one network over UDP; 0 for no limit.
+    pub responses_per_second: u32,
+    /// Signatures made a second for names that exist, and as many for those that do not.
+    pub signatures_per_second: u32,
+    /// Signatures kept, 80 bytes each.
+    pub signatures_kept: usize,
+    /// Servers that get copies of the zones and are told of changes.
+    pub secondaries: Vec<SecondaryConfig>,
+    /// Control's addresses, `https://ADDRESS:PORT`, to which dynamic updates are handed. The daemon fills them in.
+    pub control: Vec<String>,
+    /// Addresses at which machines are answered `.internal` names of their own account; never public ones.
+    pub internal_listen: Vec<SocketAddr>,
+    /// Resolvers that are asked for what machines ask besides, one after the other.
+    pub forward: Vec<SocketAddr>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: Vec::new(),
+            tls_listen: Vec::new(),
+            threads: 0,
+            identity: String::new(),
+            version: String::new(),
+            responses_per_second: 200,
+            signatures_per_second: 20_000,
+            signatures_kept: 262_144,
+            secondaries: Vec::new(),
+            control: Vec::new(),
+            internal_listen: Vec::new(),
+            forward: Vec::new(),
+        }
+    }
 }
 
 /// The role: binds, then serves until the daemon ends.
@@ -45,89 +104,10 @@ pub struct Config {
 /// # Errors
 /// An address cannot be bound, or a socket failed; the error names it.
 pub async fn run(config: Config, common: Common) -> anyhow::Result<()> {
-    let server = Server::bind(&config).await?;
-    info!(addresses = ?server.addresses()?, "name server listens");
-    server.serve(common.view.clone(), async move { common.stopped().await }).await
-}
-
-/// Sockets that are bound, so that whoever started them can say where before the first question comes.
-#[derive(Debug)]
-pub struct Server {
-    udp: Vec<UdpSocket>,
-    tcp: Vec<TcpListener>,
-}
-
-impl Server {
-    /// Binds UDP and TCP at each address. Port 0 takes a free one, the same for both.
-    pub async fn bind(config: &Config) -> anyhow::Result<Self> {
-        let mut server = Self { udp: Vec::new(), tcp: Vec::new() };
-        anyhow::ensure!(!config.listen.is_empty(), "[dns] listen is empty: name the addresses to answer at");
-        for address in &config.listen {
-            if address.ip().is_unspecified() {
-                warn!(%address, "listening at any address: on a host with several, answers may leave from another one than was asked");
-            }
-            let hint = "is another name server running there, or is this not one of the host's addresses?";
-            let tcp = TcpListener::bind(address)
-                .await
-                .with_context(|| format!("listening for DNS on TCP {address}: {hint}"))?;
-            let bound = tcp.local_addr()?;
-            let udp = UdpSocket::bind(bound)
-                .await
-                .with_context(|| format!("listening for DNS on UDP {bound}: {hint}"))?;
-            server.udp.push(udp);
-            server.tcp.push(tcp);
-        }
-        Ok(server)
-    }
-
-    /// Where it listens.
-    pub fn addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
-        self.tcp.iter().map(TcpListener::local_addr).collect()
-    }
-
-    /// Serves what `views` says until `shutdown`.
-    pub async fn serve(
-        self,
-        mut views: watch::Receiver<Arc<View>>,
-        shutdown: impl Future<Output = ()> + Send,
-    ) -> anyhow::Result<()> {
-        let mut complaints = Vec::new();
-        let mut shown = Arc::clone(&views.borrow_and_update());
-        let (zones, current) = watch::channel(project(&shown, &mut complaints));
-        let mut tasks = JoinSet::new();
-        for socket in self.udp {
-            tasks.spawn(udp::serve(socket, current.clone()));
-        }
-        for listener in self.tcp {
-            tasks.spawn(tcp::serve(listener, current.clone()));
-        }
-        tokio::pin!(shutdown);
-        loop {
-            tokio::select! {
-                () = &mut shutdown => return Ok(()),
-                changed = views.changed() => {
-                    changed.context("the replica ended")?;
-                    let view = Arc::clone(&views.borrow_and_update());
-                    if !zone::is_same(&shown, &view) {
-                        zones.send_replace(project(&view, &mut complaints));
-                        shown = view;
-                    }
-                }
-                Some(ended) = tasks.join_next() => {
-                    ended.context("a DNS socket's task")?.context("a DNS socket")?;
-                }
-            }
-        }
-    }
-}
-
-/// Projects, and logs complaints that were not there before.
-fn project(view: &View, known: &mut Vec<Complaint>) -> Arc<Zone> {
-    let (zone, complaints) = Zone::project(view);
-    for Complaint(text) in complaints.iter().filter(|complaint| !known.contains(complaint)) {
-        warn!(revision = view.revision, "{text}");
-    }
-    *known = complaints;
-    debug!(revision = view.revision, machines = view.machines.len(), "zone projected");
-    Arc::new(zone)
+    let control = config.control.iter().map(|url| Client::to_control(&common.identity, url));
+    let control = control.collect::<Result<Vec<_>, _>>().context("[dns] control")?;
+    let server = Server::bind(&config).await?.with_control(control);
+    info!(addresses = ?server.addresses()?, tls = ?server.tls_addresses()?, "name server listens");
+    let (view, secret) = (common.view.clone(), common.secret.clone());
+    server.serve(view, secret, async move { common.stopped().await }).await
 }

@@ -5,8 +5,12 @@
 
 use std::net::Ipv6Addr;
 
-use hickory_proto::rr::Name;
 use ipnetwork::Ipv6Network;
+
+use crate::name::Name;
+
+/// `ip6.arpa.` on the wire.
+const SUFFIX: &[u8] = b"\x03ip6\x04arpa\x00";
 
 /// Bits of an IPv6 address.
 const ADDRESS_BITS: u8 = 128;
@@ -28,18 +32,21 @@ impl NibblePrefix {
         (0..count).map(|n| Self { first: first | shifted_left(n, ADDRESS_BITS - bits), bits }).collect()
     }
 
-    /// The prefix that `name` stands for: `None` when it is not a name of `ip6.arpa` made of single hex digits.
-    pub fn parse(name: &Name) -> Option<Self> {
-        let labels: Vec<&[u8]> = name.iter().collect();
-        let (nibbles, suffix) = labels.split_at(labels.len().checked_sub(2)?);
-        let arpa = suffix[0].eq_ignore_ascii_case(b"ip6") && suffix[1].eq_ignore_ascii_case(b"arpa");
-        if !arpa || nibbles.len() > usize::from(ADDRESS_BITS / 4) {
+    /// A whole address.
+    pub fn of(address: Ipv6Addr) -> Self {
+        Self { first: address.into(), bits: ADDRESS_BITS }
+    }
+
+    /// The prefix that a lower-case wire name stands for: `None` when it is not a name of `ip6.arpa` made of single hex digits.
+    pub fn parse(wire: &[u8]) -> Option<Self> {
+        let nibbles = wire.strip_suffix(SUFFIX)?;
+        if nibbles.len() > usize::from(ADDRESS_BITS / 4) * 2 {
             return None;
         }
         let mut first = 0u128;
         let mut bits = 0u8;
-        for label in nibbles.iter().rev() {
-            let [digit] = label else { return None };
+        for label in nibbles.rchunks(2) {
+            let [1, digit] = label else { return None };
             let value = char::from(*digit).to_digit(16)?;
             bits += 4;
             first |= u128::from(value) << (ADDRESS_BITS - bits);
@@ -48,13 +55,14 @@ impl NibblePrefix {
     }
 
     /// The zone's own name.
-    pub fn name(self) -> Result<Name, hickory_proto::ProtoError> {
+    pub fn name(self) -> Name {
         let digits = format!("{:032x}", self.first);
-        let mut labels: Vec<&[u8]> =
-            digits.as_bytes().chunks(1).take(usize::from(self.bits / 4)).rev().collect();
-        labels.push(b"ip6");
-        labels.push(b"arpa");
-        Name::from_labels(labels)
+        let nibbles = digits.bytes().take(usize::from(self.bits / 4));
+        let mut wire: Vec<u8> = nibbles.flat_map(|digit| [digit, 1]).collect();
+        wire.reverse();
+        wire.extend_from_slice(SUFFIX);
+        // 32 labels of two bytes and the suffix are far below a name's limit.
+        Name::from_wire(&wire).unwrap_or_else(Name::root)
     }
 
     /// The first and the last address.
@@ -79,7 +87,7 @@ mod tests {
 
     fn names(network: &str) -> Vec<String> {
         let network = network.parse().unwrap();
-        NibblePrefix::covering(network).into_iter().map(|p| p.name().unwrap().to_ascii()).collect()
+        NibblePrefix::covering(network).into_iter().map(|p| p.name().to_string()).collect()
     }
 
     #[test]
@@ -100,10 +108,10 @@ mod tests {
     #[test]
     fn a_name_and_its_prefix_are_each_others_inverse() {
         for prefix in NibblePrefix::covering("2001:db8:4::/46".parse().unwrap()) {
-            assert_eq!(NibblePrefix::parse(&prefix.name().unwrap()), Some(prefix));
+            assert_eq!(NibblePrefix::parse(prefix.name().as_wire()), Some(prefix));
         }
-        let upper = Name::from_ascii("8.B.D.0.1.0.0.2.IP6.ARPA.").unwrap();
-        let (first, last) = NibblePrefix::parse(&upper).unwrap().range();
+        let upper: Name = "8.B.D.0.1.0.0.2.IP6.ARPA.".parse().unwrap();
+        let (first, last) = NibblePrefix::parse(upper.as_wire()).unwrap().range();
         assert_eq!(first, "2001:db8::".parse::<Ipv6Addr>().unwrap());
         assert_eq!(last, "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff".parse::<Ipv6Addr>().unwrap());
     }
@@ -111,9 +119,9 @@ mod tests {
     #[test]
     fn names_that_are_no_prefix_are_refused() {
         for bad in ["x.ip6.arpa.", "10.ip6.arpa.", "1.in-addr.arpa.", "arpa.", "."] {
-            assert_eq!(NibblePrefix::parse(&Name::from_ascii(bad).unwrap()), None, "{bad}");
+            assert_eq!(NibblePrefix::parse(bad.parse::<Name>().unwrap().as_wire()), None, "{bad}");
         }
         let long = format!("{}ip6.arpa.", "0.".repeat(33));
-        assert_eq!(NibblePrefix::parse(&Name::from_ascii(long).unwrap()), None);
+        assert_eq!(NibblePrefix::parse(long.parse::<Name>().unwrap().as_wire()), None);
     }
 }

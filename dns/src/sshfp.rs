@@ -2,22 +2,27 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hickory_proto::rr::rdata::SSHFP;
-use hickory_proto::rr::rdata::sshfp::{Algorithm, FingerprintType};
 use sha2::{Digest as _, Sha256};
 
-/// The record for `line` (`ssh-ed25519 AAAA…`); `None` where the key's kind has no number or the line is no key.
 /// SHA-256 only: RFC 8709 and OpenSSH deprecate SHA-1 fingerprints.
-pub fn sshfp(line: &str) -> Option<SSHFP> {
+const SHA256: u8 = 2;
+
+/// The data of the record for `line` (`ssh-ed25519 AAAA…`); `None` where the key's kind has no number or the line is no key.
+pub fn sshfp(line: &str) -> Option<[u8; 34]> {
     let mut words = line.split_ascii_whitespace();
+    // IANA's registry of SSHFP parameters.
     let algorithm = match words.next()? {
-        "ssh-ed25519" => Algorithm::Ed25519,
-        "ssh-rsa" => Algorithm::RSA,
-        "ecdsa-sha2-nistp256" | "ecdsa-sha2-nistp384" | "ecdsa-sha2-nistp521" => Algorithm::ECDSA,
+        "ssh-rsa" => 1,
+        "ecdsa-sha2-nistp256" | "ecdsa-sha2-nistp384" | "ecdsa-sha2-nistp521" => 3,
+        "ssh-ed25519" => 4,
         _ => return None,
     };
     let blob = STANDARD.decode(words.next()?).ok()?;
-    Some(SSHFP::new(algorithm, FingerprintType::SHA256, Sha256::digest(blob).to_vec()))
+    let mut data = [0; 34];
+    let (head, fingerprint) = data.split_at_mut(2);
+    head.copy_from_slice(&[algorithm, SHA256]);
+    fingerprint.copy_from_slice(&Sha256::digest(blob));
+    Some(data)
 }
 
 #[cfg(test)]
@@ -28,10 +33,8 @@ mod tests {
     fn the_fingerprint_is_what_ssh_keygen_prints() {
         // `ssh-keygen -r host -f key.pub` printed these for this key.
         let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJfkNV4OS33ImTXvorZr72q4v5XhVEQKfvqsxOEJ/XaR comment";
-        let record = sshfp(key).unwrap();
-        assert_eq!(record.algorithm, Algorithm::Ed25519);
-        let hex: String = record.fingerprint.iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(hex, "045940bb46b82110de3c16404e9bf36de5ab8f38ddf61dbfb4aa9dfff1167754");
+        let hex: String = sshfp(key).unwrap().iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, "0402045940bb46b82110de3c16404e9bf36de5ab8f38ddf61dbfb4aa9dfff1167754");
     }
 
     #[test]

@@ -7,18 +7,17 @@ mod common;
 
 use std::sync::LazyLock;
 
-use common::fleet;
+use common::{World, fleet};
 use hickory_proto::op::{Edns, Message, Query};
 use hickory_proto::rr::{Name, RecordType};
-use mashines_dns::answer::{Transport, answer};
-use mashines_dns::zone::Zone;
+use mashines_dns::answer::Transport;
 use proptest::prelude::*;
 
-static ZONE: LazyLock<Zone> = LazyLock::new(|| Zone::project(&fleet()).0);
+static WORLD: LazyLock<World> = LazyLock::new(|| World::new(&fleet(), None));
 
 fn check(packet: &[u8]) -> Result<(), TestCaseError> {
     for (transport, limit) in [(Transport::Udp, 1232), (Transport::Tcp, 65_535)] {
-        let Some(reply) = answer(packet, &ZONE, transport) else { continue };
+        let Some(reply) = WORLD.answer(packet, transport) else { continue };
         prop_assert!(reply.len() <= limit);
         prop_assert_eq!(&reply[..2], &packet[..2], "the id");
         prop_assert!(reply[2] & 0x80 != 0, "marked as a response, so no two servers answer each other");
@@ -73,7 +72,7 @@ proptest! {
 
     #[test]
     fn a_valid_question_is_answered(packet in valid()) {
-        prop_assert!(answer(&packet, &ZONE, Transport::Udp).is_some());
+        prop_assert!(WORLD.answer(&packet, Transport::Udp).is_some());
         check(&packet)?;
     }
 

@@ -131,6 +131,31 @@ id!(
     ChallengeId, "challenge id", "a ULID: 26 characters", ulid
 );
 
+id!(
+    /// What the configuration calls an issuer of certificates: a DNS label.
+    IssuerName, "issuer name", "a DNS label: a-z, 0-9 and hyphens, at most 63", label
+);
+
+impl DomainName {
+    /// Without `*.`: the name whose control an issuer asks to be proved.
+    #[must_use]
+    pub fn base(&self) -> Self {
+        Self(self.0.strip_prefix("*.").unwrap_or(&self.0).to_owned())
+    }
+
+    /// It is that name or below it.
+    pub fn is_within(&self, zone: &str) -> bool {
+        self.0.strip_suffix(zone).is_some_and(|above| above.is_empty() || above.ends_with('.'))
+    }
+
+    /// A certificate with this name is good for that one (RFC 6125: `*` stands for one label).
+    pub fn covers(&self, name: &Self) -> bool {
+        let below =
+            |parent: &str| name.0.split_once('.').is_some_and(|(label, rest)| label != "*" && rest == parent);
+        self == name || self.0.strip_prefix("*.").is_some_and(below)
+    }
+}
+
 impl ChallengeId {
     /// A new id, ordered by time.
     pub fn generate() -> Self {

@@ -12,6 +12,7 @@
 //! | `certificates/NAME` | [`record::Certificate`](crate::record::Certificate) | yes, its key [sealed](crate::sealed) |
 //! | `challenges/ID` | [`record::Challenge`](crate::record::Challenge) | yes |
 //! | `zone-keys/ZONE` | [`record::ZoneKeys`](crate::record::ZoneKeys) | yes, sealed |
+//! | `acme-accounts/ISSUER` | [`record::AcmeAccount`](crate::record::AcmeAccount) | yes, sealed |
 //! | `private/…` | CA keys, hashes of tokens, indices that keep names and addresses unique | **never** |
 //!
 //! Nothing below `private/` enters the change log, so no bug in a reader of the log can leak it.
@@ -19,7 +20,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::id::{AccountId, ChallengeId, DomainName, HostId, MachineId, MigrationId, VolumeId};
+use crate::id::{AccountId, ChallengeId, DomainName, HostId, IssuerName, MachineId, MigrationId, VolumeId};
 
 /// Everything below it stays in control's store: not in the change log, not in any stream.
 pub const PRIVATE: &str = "private/";
@@ -52,6 +53,8 @@ pub enum Key {
     Challenge(ChallengeId),
     /// The keys of a zone.
     ZoneKeys(DomainName),
+    /// The platform's account at an issuer of certificates.
+    AcmeAccount(IssuerName),
 }
 
 impl fmt::Display for Key {
@@ -67,6 +70,7 @@ impl fmt::Display for Key {
             Self::Certificate(name) => write!(f, "certificates/{name}"),
             Self::Challenge(id) => write!(f, "challenges/{id}"),
             Self::ZoneKeys(zone) => write!(f, "zone-keys/{zone}"),
+            Self::AcmeAccount(issuer) => write!(f, "acme-accounts/{issuer}"),
         }
     }
 }
@@ -95,6 +99,7 @@ impl FromStr for Key {
             "certificates" => id.parse().map(Self::Certificate).map_err(|_| unknown()),
             "challenges" => id.parse().map(Self::Challenge).map_err(|_| unknown()),
             "zone-keys" => id.parse().map(Self::ZoneKeys).map_err(|_| unknown()),
+            "acme-accounts" => id.parse().map(Self::AcmeAccount).map_err(|_| unknown()),
             _ => Err(unknown()),
         }
     }
@@ -113,6 +118,11 @@ mod tests {
             Key::Machine(MachineId::random()),
             Key::Volume(VolumeId::random()),
             Key::Migration(MigrationId::generate()),
+            Key::Domain("www.example.org".parse().unwrap()),
+            Key::Certificate("*.mashine.dev".parse().unwrap()),
+            Key::Challenge(ChallengeId::generate()),
+            Key::ZoneKeys("mashine.dev".parse().unwrap()),
+            Key::AcmeAccount("letsencrypt".parse().unwrap()),
         ];
         for key in keys {
             assert_eq!(key.to_string().parse(), Ok(key));

@@ -4,12 +4,18 @@
 
 pub mod access;
 pub mod api;
+pub mod chain;
 pub mod daemon;
+pub mod dns_update;
+pub mod entry_api;
 pub mod host_api;
 pub mod id;
+pub mod issuance;
 pub mod join;
 pub mod key;
+pub mod own_record;
 pub mod pki;
+pub mod rdata;
 pub mod record;
 pub mod replica;
 pub mod rpc;
@@ -17,3 +23,5 @@ pub mod sealed;
 pub mod store;
 pub mod stream;
 pub mod view;
+pub mod zone_key;
+pub mod zones;

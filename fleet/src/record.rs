@@ -12,11 +12,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 pub use self::names::{
-    Certificate, CertificateLease, CertificateSource, Challenge, Domain, OwnRecord, Problem, Show, UpdateKey,
-    ZoneKey, ZoneKeyState, ZoneKeys,
+    AcmeAccount, Certificate, CertificateLease, CertificateSource, Challenge, Domain, OwnRecord, Problem,
+    Show, UpdateKey, ZoneKey, ZoneKeyState, ZoneKeys,
 };
 pub use self::services::Service;
-use crate::id::{AccountId, AppName, Epoch, HostId, ImageName, MachineId, MigrationId, Slug, VolumeId};
+use crate::id::{
+    AccountId, AppName, DomainName, Epoch, HostId, ImageName, MachineId, MigrationId, Slug, VolumeId,
+};
 
 /// Milliseconds since the Unix epoch, UTC.
 pub type UnixMs = u64;
@@ -528,6 +530,22 @@ pub struct FleetConfig {
     /// What becomes of a key that nobody knows.
     #[serde(default)]
     pub sign_up: SignUp,
+    /// Further zones that the name servers answer for, and records of the operator in the fleet's own.
+    #[serde(default)]
+    pub zones: Vec<StaticZone>,
+    /// Which issuers may give certificates for names below the apex: their domains as in CAA records. Any may where there is none.
+    #[serde(default)]
+    pub caa_issuers: Vec<String>,
+}
+
+/// Records that the operator wrote: a zone of its own or, where the name is the fleet's domain, more of that one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StaticZone {
+    /// Its apex. SOA and NS are made.
+    pub name: DomainName,
+    /// Its records, their names relative to the apex. NS below the apex delegate; addresses below them are glue, DS may stand beside them.
+    #[serde(default)]
+    pub records: Vec<OwnRecord>,
 }
 
 /// What becomes of a person whose key is in no account.

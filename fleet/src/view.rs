@@ -10,10 +10,11 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::id::{AccountId, ChallengeId, DomainName, HostId, MachineId, MigrationId, VolumeId};
+use crate::id::{AccountId, ChallengeId, DomainName, HostId, IssuerName, MachineId, MigrationId, VolumeId};
 use crate::key::Key;
 use crate::record::{
-    Account, Certificate, Challenge, Domain, FleetConfig, Host, Machine, Migration, Volume, ZoneKeys,
+    Account, AcmeAccount, Certificate, Challenge, Domain, FleetConfig, Host, Machine, Migration, Volume,
+    ZoneKeys,
 };
 
 /// All streamed records at one revision of the store.
@@ -45,6 +46,9 @@ pub struct View {
     /// The keys that zones are signed with.
     #[serde(default)]
     pub zone_keys: BTreeMap<DomainName, Arc<ZoneKeys>>,
+    /// The platform's accounts at issuers of certificates.
+    #[serde(default)]
+    pub acme_accounts: BTreeMap<IssuerName, Arc<AcmeAccount>>,
 }
 
 /// One record's change.
@@ -107,6 +111,7 @@ impl View {
             Key::Certificate(name) => decode(change).map(|record| put(&mut self.certificates, name, record)),
             Key::Challenge(id) => decode(change).map(|record| put(&mut self.challenges, id, record)),
             Key::ZoneKeys(zone) => decode(change).map(|record| put(&mut self.zone_keys, zone, record)),
+            Key::AcmeAccount(id) => decode(change).map(|record| put(&mut self.acme_accounts, id, record)),
         };
         outcome.map_err(|why| Skipped { key: change.key.clone(), revision: self.revision, why })
     }

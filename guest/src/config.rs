@@ -244,6 +244,11 @@ pub struct Ready {
     pub tcp_port: Option<u16>,
 }
 
+/// Whether the owner of a machine of a single process leaves port 22 to it: `MASHINES_SSH=off` in the machine's environment.
+pub fn ssh_is_off(env: &BTreeMap<String, String>) -> bool {
+    env.get("MASHINES_SSH").is_some_and(|value| value == "off")
+}
+
 impl Config {
     /// A machine of which only the id and the hostname are known.
     pub fn new(machine_id: impl Into<String>, hostname: impl Into<String>) -> Self {

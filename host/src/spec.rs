@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use mashines_fleet::host_api::{MachineSpec, SshHostKey};
 use mashines_fleet::id::{Epoch, VolumeId};
 use mashines_guest::config::{
-    BUILTIN_BENCH, Config, File, HostKey, Interface, NO_ROOT, Prefix, Ready, Root, Volume,
+    BUILTIN_BENCH, Config, File, HostKey, Interface, NO_ROOT, Prefix, Ready, Root, Volume, ssh_is_off,
 };
 use mashines_vmm::api::{DiskSpec, Hooks, NetSpec, VsockSpec};
 use netd::api::{GATEWAY_V6, GUEST_MTU, tap_name};
@@ -156,8 +156,10 @@ pub fn guest(spec: &MachineSpec, image: &LocalImage, dns: &[IpAddr]) -> Config {
     config.env = environment(spec);
     config.volumes = volumes(spec, image.rootfs.is_some());
     config.files = files(spec);
-    config.ready = Ready { tcp_port: image.ready_port };
     config.init_exec = init_exec(spec, image);
+    // A single process that was told to have no SSH server beside it has no port that is known.
+    let alone = config.is_single_process() && ssh_is_off(&config.env);
+    config.ready = Ready { tcp_port: image.ready_port.filter(|_| !alone) };
     if image.rootfs.is_none() {
         config.root = Root { device: NO_ROOT.to_owned(), ..Root::default() };
     }
@@ -290,6 +292,19 @@ mod tests {
         assert_eq!(archives(&spec, &with_ssh), (appended, false));
         // An image from before there was an SSH server boots as it did.
         assert_eq!(archives(&spec, &plain), (vec!["initrd".into(), "config.cpio".into()], false));
+    }
+
+    #[test]
+    fn a_single_process_without_an_ssh_server_is_not_waited_for_at_port_22() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, mut spec) = (image(dir.path()), instance().spec);
+        let waits = |spec: &MachineSpec| guest(spec, &image, &[]).ready.tcp_port.is_some();
+        spec.config.init.exec = Some(vec!["/app".into()]);
+        assert!(waits(&spec));
+        spec.config.env.insert("MASHINES_SSH".into(), "off".into());
+        assert!(!waits(&spec));
+        spec.config.init.exec = None;
+        assert!(waits(&spec), "an image with an init has its own sshd");
     }
 
     #[test]

@@ -50,6 +50,10 @@ pub struct NetdConfig {
     /// How the world reaches the machines.
     #[serde(default)]
     pub ingress: Ingress,
+    /// TCP ports of machines' public addresses that the entries' web door answers in their place: an entry takes them itself, a
+    /// host sends what its machines say to them to the entry.
+    #[serde(default)]
+    pub web_ports: Vec<u16>,
 }
 
 /// What a host is.

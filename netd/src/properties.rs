@@ -30,6 +30,7 @@ fn config() -> NetdConfig {
         mesh_prefix: "fd6d::/64".parse().unwrap(),
         region_prefixes: vec!["2001:db8:1::/48".parse().unwrap()],
         ingress: Ingress::Anchored,
+        web_ports: vec![],
     }
 }
 

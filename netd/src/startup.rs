@@ -41,7 +41,7 @@ pub(crate) async fn start(config: NetdConfig, view: Arc<NetView>) -> Result<Arc<
     routes.found(kernel.routes(&config.overlay_interface).await?);
     let core = Core { ledger: Ledger::new(entries), store, view, routes, proxies: Default::default() };
     let leaves = Known { config: &config, view: &core.view }.leaves_through_entry();
-    kernel.add_rules(leaves).await?;
+    kernel.put_rules(&config, leaves).await?;
     let shell = Arc::new(Shell::new(config, kernel, core, slow, public_key));
     start_machines(&shell).await?;
     Ok(shell)

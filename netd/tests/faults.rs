@@ -300,3 +300,48 @@ fn teardown_removes_everything_and_says_what_it_could_not() {
     fleet.a.ns.within(move || teardown(again)).join().unwrap().unwrap();
     assert!(!fleet.a.ns.ip("link").contains("mt-"));
 }
+
+/// Frames that arrive at the tap within a moment and go to that TCP port.
+fn knocks(tap: &mut Tap, port: u16, knock: impl FnOnce()) -> usize {
+    knock();
+    std::iter::from_fn(|| tap.read())
+        .filter(|frame| {
+            frame.get(12..14) == Some(&[0x86, 0xdd])
+                && frame.get(20) == Some(&6)
+                && frame.get(56..58) == Some(&port.to_be_bytes()[..])
+        })
+        .count()
+}
+
+fn connects(from: &common::Namespace, port: u16) -> bool {
+    let to = std::net::SocketAddr::new(GUEST.into(), port);
+    from.within(move || std::net::TcpStream::connect_timeout(&to, Duration::from_millis(500)).is_ok())
+        .join()
+        .unwrap()
+}
+
+#[test]
+fn an_entry_answers_machines_web_ports_and_reaches_them_itself() {
+    let (mut fleet, mut tap) = running(Ingress::Anchored);
+    let door = fleet.entry.ns.within(|| std::net::TcpListener::bind("[::]:443").unwrap()).join().unwrap();
+    let place = std::thread::spawn(move || door.accept().unwrap().0.local_addr().unwrap());
+    assert!(connects(&fleet.client, 443), "the entry answers in the machine's place");
+    assert_eq!(place.join().unwrap().ip(), GUEST, "and knows which machine was meant");
+    assert!(
+        knocks(&mut tap, 8443, || assert!(!connects(&fleet.client, 8443))) > 0,
+        "other ports are the machine's"
+    );
+    assert!(
+        knocks(&mut tap, 443, || assert!(!connects(&fleet.entry.ns, 443))) > 0,
+        "what the entry sends reaches the machine"
+    );
+    fleet.entry.kill();
+    fleet.entry.config.web_ports = vec![443];
+    fleet.entry.start();
+    let rules = fleet.entry.ns.ip("-6 rule show");
+    assert_eq!(rules.matches("lookup 111").count(), 1, "a rule that is wanted no more goes: {rules}");
+    fleet.entry.kill();
+    fleet.entry.config.web_ports = vec![];
+    fleet.entry.start();
+    assert!(!fleet.entry.ns.ip("-6 route show table all").contains("table 111"), "and so does the route");
+}

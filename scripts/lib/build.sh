@@ -32,7 +32,7 @@ need_toolchain() {
 programs_into_lab() {
     local program bin=.lab/bin
     mkdir -p "$bin"
-    for program in mashinesd mashines mashines-vmm mashines-demo mashines-bench mashines-echo; do
+    for program in mashinesd mashines mashines-vmm mashines-demo mashines-bench mashines-echo mashines-web; do
         [[ "$bin/$program" -nt target/release/$program ]] || strip -o "$bin/$program" "target/release/$program"
     done
     scripts/lab run sh -c 'mkdir -p /opt/mashines && cp -u --remove-destination .lab/bin/* /opt/mashines/'

@@ -69,7 +69,7 @@ lab_qemu() {
     fi
     "${lab_qemu_command[@]}" -name "mashines-lab-$lab_name" -M q35 "${accel[@]}" \
         -smp "$((${LAB_CPUS:-2} + 1))" -m "${LAB_MEMORY_MIB:-6144}" -nodefaults -no-user-config -display none \
-        -daemonize -pidfile "$lab_dir/pid" -serial "file:$lab_dir/console.log" -no-reboot \
+        -daemonize -pidfile "$lab_dir/pid" -monitor "unix:$lab_dir/monitor,server=on,wait=off" -serial "file:$lab_dir/console.log" -no-reboot \
         -kernel "$image/kernel" -initrd "$image/initrd" \
         -append "console=ttyS0 loglevel=4 mitigations=off tsc=reliable panic=1 net.ifnames=0 isolcpus=0 $emulated" \
         -drive "if=none,id=root,format=qcow2,cache=unsafe,discard=unmap,file=$lab_dir/overlay.qcow2" \
@@ -109,6 +109,43 @@ lab_failed() {
         grep -v 'support requested feature' "$lab_dir/qemu.log"
     } >&2
     die "$*"
+}
+
+# Whether the lab does what it is told. One that runs and does not answer is shown: what its kernel said last, and where each of its
+# CPUs stands, twice, two seconds apart: one that stands still has lost its interrupts, one that goes round is busy.
+lab_answers() {
+    lab_runs || return 1
+    # A connection that is open already may hang for its own reasons.
+    lab_ssh -O exit 2>/dev/null || true
+    lab_ssh true </dev/null && return
+    say "lab '$lab_name' runs and does not answer; its console and its CPUs:"
+    {
+        tail -n 15 "$lab_dir/console.log"
+        lab_cpus
+        sleep 2
+        lab_cpus
+    } >&2
+    return 1
+}
+
+# Where the emulated CPUs stand.
+lab_cpus() {
+    python3 - "$lab_dir/monitor" <<'PYTHON' 2>/dev/null || say "QEMU's monitor does not answer either"
+import re, socket, sys
+monitor = socket.socket(socket.AF_UNIX)
+monitor.settimeout(10)
+monitor.connect(sys.argv[1])
+def prompt():
+    text = b""
+    while not text.endswith(b"(qemu) "):
+        text += monitor.recv(65536)
+    return text.decode(errors="replace")
+prompt()
+monitor.sendall(b"info registers -a\n")
+for line in prompt().splitlines():
+    if re.match(r"CPU#|RIP=", line):
+        print(line)
+PYTHON
 }
 
 # lab_ssh OPTION... [COMMAND]: nothing of the user's own SSH set-up is read or written.
@@ -165,7 +202,7 @@ lab_down() {
     fi
     lab_ssh -O exit 2>/dev/null || true
     lab_kill
-    rm -f "$lab_dir"/{pid,port,overlay.qcow2}
+    rm -f "$lab_dir"/{pid,port,monitor,overlay.qcow2}
     say "lab '$lab_name' is down"
 }
 

@@ -3,7 +3,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,11 +13,12 @@ use mashines_tests::daemons::{DOMAIN, ECHO, Fleet};
 use mashines_tests::deploy::{Checkout, Requests, get, pushed};
 use mashines_tests::netns::Place;
 use mashines_tests::person::{Door, Person};
-use mashines_tests::run::{run, wait_for};
+use mashines_tests::run::wait_for;
 use mashines_tests::stream::Stream;
+use mashines_tests::through::{Forward, Upload};
 
 const SLUG: &str = "shy-otter";
-/// When `MASHINES_MOVES` does not say.
+/// That what people do lives on through.
 const MOVES: usize = 10;
 /// Where the forwarded port is at the person's side.
 const FORWARDED: u16 = 9007;
@@ -72,21 +73,20 @@ fn an_address_and_a_key_name_the_machine(fleet: &Fleet) -> Result<()> {
 /// A session at a terminal, a forwarded port and an upload, all through the gateway, while the machine goes to and fro.
 fn sessions_live_on_through_moves(fleet: &Fleet) -> Result<()> {
     fleet.serve_echo_in(SLUG)?;
-    let moves = std::env::var("MASHINES_MOVES").map_or(Ok(MOVES), |number| number.parse())?;
     let counter = "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.2; done";
     let mut session = fleet.person.session(SLUG, Door::Gateway, counter)?;
-    let _forward = forward(fleet)?;
+    let _forward = Forward::open(&fleet.person, SLUG, FORWARDED, ECHO)?;
     let echo = SocketAddr::from(([127, 0, 0, 1], FORWARDED));
     let stream = wait_for("the forwarded port", Duration::from_secs(20), Duration::from_millis(300), || {
         Stream::start(&fleet.topology, Place::Client, echo, Duration::from_millis(50))
     })?;
-    let mut upload = Upload::begin(fleet, moves)?;
+    let mut upload = Upload::begin(&fleet.person, SLUG, MOVES)?;
     let checkout = Checkout::new(&fleet.topology, &fleet.person, "people")?;
     // It builds for as long as nobody says that it is enough.
     let slow = "build = \"until [ -e /tmp/enough ]; do echo building; sleep 1; done\"\nstatic = \"public\"\n";
     checkout.commit(&[("mashine.toml", slow), ("public/index.html", "first\n")])?;
     let push = checkout.push(SLUG)?;
-    for number in 1..=moves {
+    for number in 1..=MOVES {
         let begun = Instant::now();
         ensure!(upload.goes_on()?, "the upload was over before move {number}");
         let migration = fleet.migrate(SLUG)?;
@@ -96,8 +96,8 @@ fn sessions_live_on_through_moves(fleet: &Fleet) -> Result<()> {
     fleet.person.sh(SLUG, Door::Ipv6, "touch /tmp/enough")?;
     let (accepted, told) = pushed(push)?;
     let lines = told.matches("building").count();
-    ensure!(accepted && lines > moves, "the push through the moves: {told}");
-    upload.end(fleet)?;
+    ensure!(accepted && lines > MOVES, "the push through the moves: {told}");
+    upload.end(&fleet.person, SLUG)?;
     let report = stream.finish().context("the stream through the forwarded port")?;
     eprintln!("forwarded: {} blocks, longest silence {:?}", report.blocks, report.largest_gap);
     session.line(Duration::from_secs(5))?;
@@ -144,64 +144,6 @@ fn pushes_replace_what_runs(fleet: &Fleet, machine: &api::Machine) -> Result<()>
     );
     let _: serde_json::Value = fleet.ask(&["rm", fresh, "--yes", "--force"])?;
     Ok(())
-}
-
-/// `ssh -N -L`, ended with this value.
-struct Forward(Child);
-
-impl Drop for Forward {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn forward(fleet: &Fleet) -> Result<Forward> {
-    let mut ssh = fleet.person.ssh(SLUG, Door::Gateway);
-    ssh.args(["-N", "-o", "ExitOnForwardFailure=yes", "-L", &format!("{FORWARDED}:localhost:{ECHO}")]);
-    Ok(Forward(ssh.stdin(Stdio::null()).spawn().context("cannot start ssh")?))
-}
-
-/// An `sftp` upload that goes on for as long as the moves take, and is compared afterwards.
-struct Upload {
-    child: Child,
-    sum: String,
-}
-
-const UPLOADED: &str = "/var/tmp/uploaded";
-
-impl Upload {
-    fn begin(fleet: &Fleet, moves: usize) -> Result<Self> {
-        let file = std::env::temp_dir().join("mashines-people-upload");
-        run(fleet.topology.command(Place::Client, "dd").args([
-            "if=/dev/urandom",
-            &format!("of={}", file.display()),
-            "bs=1M",
-            &format!("count={}", moves * 6),
-            "status=none",
-        ]))?;
-        let sum = run(fleet.topology.command(Place::Client, "sha256sum").arg(&file))?;
-        let sum = sum.split_whitespace().next().context("no checksum")?.to_owned();
-        // 2 Mbit/s: 25 s for each move.
-        let mut sftp = fleet.person.sftp();
-        sftp.args(["-l", "2000", "-b", "-"]).arg(format!("{SLUG}@{DOMAIN}")).stdin(Stdio::piped());
-        let mut child = sftp.stdout(Stdio::null()).spawn().context("cannot start sftp")?;
-        let mut input = child.stdin.take().context("sftp has no standard input")?;
-        std::io::Write::write_all(&mut input, format!("put {} {UPLOADED}\n", file.display()).as_bytes())?;
-        Ok(Self { child, sum })
-    }
-
-    fn goes_on(&mut self) -> Result<bool> {
-        Ok(self.child.try_wait()?.is_none())
-    }
-
-    fn end(mut self, fleet: &Fleet) -> Result<()> {
-        let status = self.child.wait()?;
-        ensure!(status.success(), "the upload ended with {status}");
-        let there = fleet.person.sh(SLUG, Door::Ipv6, &format!("sha256sum {UPLOADED}"))?;
-        ensure!(there.starts_with(&self.sum), "the upload arrived as {there:?}, not as {}", self.sum);
-        Ok(())
-    }
 }
 
 /// A stopped machine is up again for an exec session, whose output holds nothing of the waiting.

@@ -46,8 +46,8 @@ fn entry() -> String {
     let [one, two] = SHARED_IPV4;
     format!(
         "[entry]\npublic_ipv4 = [\"{ENTRY_IPV4}\", \"{one}\", \"{two}\"]\npublic_ipv6 = [\"{ENTRY_IPV6}\"]\n\
-         [gateway]\nssh_listen = [\"0.0.0.0:22\", \"[{ENTRY_IPV6}]:22\"]\ntls_listen = [\"0.0.0.0:443\"]\n\
-         ports_bind = [\"{ENTRY_IPV4}\", \"{one}\", \"{two}\"]\n\
+         [gateway]\nssh_listen = [\"0.0.0.0:22\", \"[{ENTRY_IPV6}]:22\"]\ntls_listen = [\"0.0.0.0:443\", \"[::]:443\"]\n\
+         http_listen = [\"0.0.0.0:80\", \"[::]:80\"]\nports_bind = [\"{ENTRY_IPV4}\", \"{one}\", \"{two}\"]\n\
          [dns]\nlisten = [\"{ENTRY_IPV4}:53\", \"[{ENTRY_IPV6}]:53\"]\n"
     )
 }

@@ -72,11 +72,22 @@ pub struct Fleet {
 impl Fleet {
     /// Brings a fleet up: namespaces, certificates, daemons, a person with an account. `say` hears of each step.
     pub fn up(name: &str, say: &mut dyn FnMut(&str)) -> Result<Self> {
+        Self::up_with(name, say, &mut |_, _| Ok(String::new()))
+    }
+
+    /// The same; `prepare` runs when the namespaces are there, with a directory of its own, and answers with what the entry's configuration
+    /// has besides.
+    pub fn up_with(
+        name: &str,
+        say: &mut dyn FnMut(&str),
+        prepare: &mut dyn FnMut(&Topology, &Path) -> Result<String>,
+    ) -> Result<Self> {
         let mut fleet = Self::empty(name)?;
         say("namespaces as hosts");
         fleet.topology.up()?;
+        let more = prepare(&fleet.topology, &fleet.dir.join("prepared"))?;
         say("certificates and records");
-        let token = fleet.found()?;
+        let token = fleet.found(&more)?;
         say("daemons");
         fleet.start(Place::Control, Role::Control)?;
         fleet.join_all()?;
@@ -132,10 +143,14 @@ impl Fleet {
         self.topology.command(place, &self.bin.join(name).to_string_lossy())
     }
 
-    fn found(&self) -> Result<String> {
+    fn found(&self, entry: &str) -> Result<String> {
         for place in [Place::Control, Place::Entry, Place::A, Place::B] {
             std::fs::create_dir_all(self.state(place))?;
-            std::fs::write(self.config(place), crate::config::toml(place, &self.state(place), &self.bin))?;
+            let more = if place == Place::Entry { entry } else { "" };
+            std::fs::write(
+                self.config(place),
+                crate::config::toml(place, &self.state(place), &self.bin) + more,
+            )?;
         }
         let mut init = self.program(Place::Control, "mashinesd");
         init.arg("init").arg("--config").arg(self.config(Place::Control)).arg("--json");

@@ -131,9 +131,14 @@ impl Person {
         format!("ssh -4 -F {}", self.config.display())
     }
 
+    /// A program where the person is.
+    pub fn command(&self, program: &str) -> Command {
+        self.topology.command(Place::Client, program)
+    }
+
     /// `sftp` without a destination yet.
     pub fn sftp(&self) -> Command {
-        let mut command = self.topology.command(Place::Client, "sftp");
+        let mut command = self.command("sftp");
         command.arg("-4").arg("-F").arg(&self.config);
         command
     }

@@ -6,6 +6,7 @@ use mashines_fleet::api::{
     ConfigRequest, CreateMachine, DEFAULT_APP, GuestRequest, Machine, MountRequest, NewVolume,
 };
 use mashines_fleet::id::Epoch;
+use mashines_fleet::record::services::Service;
 
 use super::wait::{self, Goal, Waiting};
 use super::{Context, app};
@@ -22,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 #[command(after_help = "Examples:
   mashines launch --name web
   mashines launch --name db --vcpu 2 --memory 2G --volume data:20G:/var/lib/postgresql
+  mashines launch --name api --service 443:8080     # https://api.DOMAIN leads to the machine's port 8080
   mashines launch --name web --env LOG=debug --timeout 5m --json | jq -r .doors.ipv6")]
 pub(super) struct Args {
     /// Its name, unique in the fleet: web is at web.DOMAIN; made up when absent
@@ -42,6 +44,10 @@ pub(super) struct Args {
     /// An environment variable of the workload, KEY=VALUE; repeatable
     #[arg(long = "env", short = 'e', value_name = "KEY=VALUE", value_parser = parse::environment)]
     env: Vec<(String, String)>,
+    /// A public port and the machine's port that it leads to, PUBLIC:INTERNAL[/http|h2|tls|tcp]; repeatable. `http`, the default, and
+    /// `h2` (HTTP/2 to the machine, for gRPC) speak HTTPS to the world; `tls` ends TLS; `tcp` passes it through. Without any, 443 leads to 80
+    #[arg(long = "service", value_name = "SERVICE", value_parser = parse::service)]
+    services: Vec<Service>,
     /// Whoever comes to it while it is stopped starts it
     #[arg(long)]
     autostart: bool,
@@ -99,6 +105,7 @@ fn request(args: Args) -> CreateMachine {
             guest: Some(guest),
             env: args.env.into_iter().collect(),
             mounts,
+            services: args.services,
             autostart: args.autostart,
             record_sessions: args.record_sessions,
             ..ConfigRequest::default()

@@ -1,10 +1,12 @@
 //! The command tree: one file a command. This module holds what all share: global options, dispatch, how an error is told.
 
 mod ca;
+mod certs;
 mod completions;
 mod config;
 mod cordon;
 mod cp;
+mod dns;
 mod doctor;
 mod drain;
 mod enter;
@@ -146,8 +148,13 @@ enum Command {
     Keys(keys::Args),
     /// List, add and remove certificate authorities whose certificates enter the account
     Ca(ca::Args),
+    /// List, add, check, import and remove names and their certificates
+    #[command(visible_alias = "certificates")]
+    Certs(certs::Args),
     /// List, make and remove API tokens
     Tokens(tokens::Args),
+    /// Records below a machine's name, update keys; the keys of the fleet's zones
+    Dns(dns::Args),
     /// Say or choose how the fleet takes newcomers
     SignUp(sign_up::Args),
     /// Print lines for ~/.ssh/config
@@ -292,7 +299,9 @@ async fn dispatch(command: Command, context: &mut Context<'_>) -> Result<Exit, C
         Command::Join(args) => invites::join(args, context).await,
         Command::Keys(args) => keys::run(args, context).await,
         Command::Ca(args) => ca::run(args, context).await,
+        Command::Certs(args) => certs::run(args, context).await,
         Command::Tokens(args) => tokens::run(args, context).await,
+        Command::Dns(args) => dns::run(args, context).await,
         Command::SignUp(args) => sign_up::run(args, context).await,
         Command::SshConfig(args) => ssh_config::run(args, context).await,
         Command::KnownHosts(args) => known_hosts::run(args, context).await,

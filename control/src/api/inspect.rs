@@ -106,7 +106,7 @@ pub async fn events(
 }
 
 /// The client to a machine's host, for a machine that has one.
-fn host_of(control: &Control, machine: &Machine) -> Result<mashines_fleet::rpc::Client> {
+pub fn host_of(control: &Control, machine: &Machine) -> Result<mashines_fleet::rpc::Client> {
     let Some(place) = &machine.place else {
         return Err(Failure::conflict(format!(
             "machine {} was never started: it is on no host",

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::answer::Answer;
 use super::auth::{Caller, Entry, Follower, Member};
 use super::request::{OptionalPayload, Payload, REPORT};
-use super::{account, invites};
+use super::{account, dns, invites};
 use crate::control::Control;
 use crate::failure::{Failure, Kind, Result};
 use crate::found::{JoinRecord, make_join_token};
@@ -41,6 +41,7 @@ pub fn router() -> Router<Control> {
         .route("/internal/v1/ssh/certificates", post(certify))
         .route("/internal/v1/ssh/host-certificates", post(certify_host))
         .route(ENTRY_SECRET, get(entry_secret))
+        .route(mashines_fleet::dns_update::PATH, post(dns::update))
         .route("/internal/v1/sign-up", post(account::sign_up))
         .route("/internal/v1/invites/accept", post(invites::accept_for))
         .route("/internal/v1/tokens/join", post(token))

@@ -7,11 +7,14 @@ mod account;
 mod answer;
 mod apps;
 mod auth;
+mod certificates;
 mod create;
+mod dns;
 mod hosts;
 mod inspect;
 mod internal;
 mod invites;
+mod issuance;
 mod keys;
 mod launch;
 mod leases;
@@ -25,8 +28,11 @@ mod request;
 mod services;
 mod suggest;
 mod volumes;
+mod zones;
 
 use std::time::Duration;
+
+pub use inspect::host_of;
 
 use axum::Router;
 use axum::extract::Request;
@@ -46,6 +52,7 @@ const TIMEOUT: Duration = Duration::from_secs(90);
 pub fn router(control: Control) -> Router {
     let quick = public()
         .merge(internal::router())
+        .merge(issuance::router())
         .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, TIMEOUT));
     quick
         // A command in a guest takes as long as it takes; its own time-out ends it.
@@ -57,7 +64,11 @@ pub fn router(control: Control) -> Router {
 }
 
 fn public() -> Router<Control> {
-    Router::new().merge(of_machines()).merge(of_the_account()).merge(of_the_fleet())
+    Router::new()
+        .merge(of_machines())
+        .merge(certificates::router())
+        .merge(of_the_account())
+        .merge(of_the_fleet())
 }
 
 fn of_machines() -> Router<Control> {
@@ -73,6 +84,8 @@ fn of_machines() -> Router<Control> {
         .route("/metadata/{key}", get(metadata::one).post(metadata::set).delete(metadata::unset))
         .route("/shares", get(members::shares).post(members::share))
         .route("/shares/{account}", delete(members::unshare))
+        .route("/dns/records", get(dns::list).post(dns::add).delete(dns::remove))
+        .route("/dns/update-key", post(dns::make_key).delete(dns::revoke_key))
         .route("/lease", get(leases::show).post(leases::take).delete(leases::release))
         .route("/migrate", post(migrations::migrate));
     Router::new()
@@ -115,6 +128,9 @@ fn of_the_account() -> Router<Control> {
 fn of_the_fleet() -> Router<Control> {
     Router::new()
         .route("/v1/fleet/sign-up", get(account::policy).post(account::set_policy))
+        .route("/v1/fleet/zones", get(zones::list))
+        .route("/v1/fleet/zones/{zone}/rollover", post(zones::rollover))
+        .route("/v1/fleet/zones/{zone}/ds-seen", post(zones::ds_seen))
         .route("/v1/platform/regions", get(hosts::regions))
         .route("/v1/hosts", get(hosts::list))
         .route("/v1/hosts/{host}", get(hosts::show))

@@ -20,6 +20,7 @@ use crate::hosts::Seen;
 use crate::migration;
 use crate::records::Private;
 use crate::time::now;
+use crate::zone_keys;
 
 /// Actions that run at the same time.
 const PARALLEL: usize = 64;
@@ -49,12 +50,14 @@ impl Driver {
     pub async fn run(self) {
         let mut view = self.control.records.watch();
         let mut swept = tokio::time::Instant::now();
+        zone_keys::tick(&self.control).await;
         loop {
             self.look();
             migration::resume(&self.control);
             if swept.elapsed() >= TICK {
                 swept = tokio::time::Instant::now();
                 sweep::sweep(&self.control).await;
+                zone_keys::tick(&self.control).await;
             }
             tokio::select! {
                 changed = view.changed() => if changed.is_err() { return },

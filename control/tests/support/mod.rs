@@ -4,6 +4,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod fake_host;
+pub mod names;
 pub mod people;
 
 use std::net::SocketAddr;
@@ -60,6 +61,8 @@ pub fn founding() -> Founding {
             ssh_ports: (2200, 2300),
             ssh_ca: None,
             sign_up: mashines_fleet::record::SignUp::default(),
+            zones: vec![],
+            caa_issuers: vec![],
         },
         account: "ann".parse().unwrap(),
         ssh_keys: vec![],
@@ -69,9 +72,20 @@ pub fn founding() -> Founding {
 impl Fleet {
     /// Control with these hosts, all of which reported.
     pub async fn up(hosts: &[&str]) -> Self {
+        Self::up_with(hosts, |_| {}).await
+    }
+
+    /// The same with other settings.
+    pub async fn up_with(hosts: &[&str], set: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config::default();
+        set(&mut config);
+        Self::up_as(hosts, config, founding()).await
+    }
+
+    /// The same with other settings of another fleet.
+    pub async fn up_as(hosts: &[&str], config: Config, founding: Founding) -> Self {
         let state = tempfile::tempdir().unwrap();
-        let config = Config::default();
-        let founded: Founded = mashines_control::init(&config, state.path(), founding()).await.unwrap();
+        let founded: Founded = mashines_control::init(&config, state.path(), founding).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let url = format!("https://{address}");
@@ -118,7 +132,12 @@ impl Fleet {
         Running { runtime: Some(runtime), _alive: alive }
     }
 
-    /// Ends control in the middle of whatever it does, as kill -9 would, and starts it anew.
+    /// Ends control in the middle of whatever it does, as kill -9 would.
+    pub fn stop_control(&mut self) {
+        drop(self.control.take());
+    }
+
+    /// The same, and starts it anew.
     pub async fn restart_control(&mut self) {
         drop(self.control.take());
         let listener = loop {

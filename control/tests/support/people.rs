@@ -27,7 +27,11 @@ pub struct People {
 impl People {
     /// ann, the fleet's administrator, and by sign-up bob, cem and team.
     pub async fn up(hosts: &[&str]) -> Self {
-        let mut fleet = Fleet::up(hosts).await;
+        Self::of_fleet(Fleet::up(hosts).await).await
+    }
+
+    /// The same people in that fleet.
+    pub async fn of_fleet(mut fleet: Fleet) -> Self {
         let entry = fleet.join("entry160", vec![HostRole::Entry]).await;
         let host = fleet.join("hostz", vec![HostRole::Host]).await;
         let people = Self { fleet, entry, host };

@@ -28,13 +28,22 @@
 //! | `GET M/{id}/logs` | → [`Logs`]: the console |
 //! | `GET, PUT, PATCH M/{id}/metadata`; `GET, POST, DELETE …/{key}` | `{key: value}`; POST [`MetadataValue`] |
 //! | `GET, POST, DELETE M/{id}/lease` | [`LeaseRequest`] → [`LeaseAnswer`] |
+//! | `GET, POST, DELETE M/{id}/dns/records` | [`AddRecord`] → [`DnsRecords`]; DELETE takes [`RemoveRecords`] as query |
+//! | `POST, DELETE M/{id}/dns/update-key` | → [`UpdateKeyMade`] |
 //! | `POST M/{id}/migrate` | [`Migrate`] → [`Migration`] |
 //! | `GET, POST /v1/apps/{app}/volumes`; `GET, DELETE …/{id}` | [`CreateVolume`] → [`Volume`] |
+//! | `GET /v1/apps/{app}/certificates`, `…/{hostname}` | → [`Certificates`], [`Certificate`] |
+//! | `POST /v1/apps/{app}/certificates/acme` | [`AddCertificate`] → [`Certificate`] |
+//! | `POST /v1/apps/{app}/certificates/custom` | [`ImportCertificate`] → [`Certificate`] |
+//! | `POST /v1/apps/{app}/certificates/{hostname}/check` | → [`Certificate`]: looks at the domain's zone now |
+//! | `DELETE /v1/apps/{app}/certificates/{hostname}` | → [`Done`] |
+//! | `GET /v1/certificates` | → [`Certificates`] of the account, flat; with the platform's for administrators |
 //! | `GET /v1/orgs/{account}/machines` | → [`OrgMachines`] |
 //! | `GET /v1/machines`, `/v1/machines/{id or slug}` | → [`Machine`]s of the account, flat |
 //! | `GET /v1/volumes` | → [`Volume`]s of the account, flat |
 //! | `GET /v1/migrations?machine=ID`, `/v1/migrations/{id}` | → [`Migration`] |
 //! | `POST /v1/migrations/{id}/cancel` | → [`Migration`] |
+//! | `GET /v1/fleet/zones`; `POST …/{zone}/rollover`, `…/{zone}/ds-seen` | → [`Zone`]s; administrators |
 //! | `GET /v1/hosts`, `/v1/hosts/{id}` | → [`Host`] |
 //! | `POST /v1/hosts/{id}/cordon`, `uncordon` | → [`Host`] |
 //! | `POST /v1/hosts/{id}/drain`; `GET` the same | → [`Drain`] |
@@ -46,13 +55,17 @@
 //! Every machine path takes the id or the slug. Errors are [`ErrorBody`]. Answers carry `fly-request-id`.
 //! `POST M` takes `Idempotency-Key`: the same key within a day answers with the same machine.
 
+mod certificates;
 mod machine;
+mod names;
 mod people;
 mod place;
 
 use serde::{Deserialize, Serialize};
 
+pub use certificates::*;
 pub use machine::*;
+pub use names::*;
 pub use people::*;
 pub use place::*;
 

@@ -1,9 +1,11 @@
 //! What is true about names and certificates: the records that dns, acme and the TLS edge are projections of.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::UnixMs;
-use crate::id::{AccountId, DomainName, HostId, MachineId};
+use crate::id::{AccountId, DomainName, HostId, IssuerName, MachineId};
 use crate::sealed::Sealed;
 
 /// A record that a machine's owner put at its name or below it.
@@ -175,6 +177,31 @@ pub enum Show {
     },
 }
 
+/// The platform's account at an issuer, and what it has used of the issuer's limits ([`crate::issuance`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcmeAccount {
+    /// What the configuration calls the issuer.
+    pub id: IssuerName,
+    /// The directory that the account is at. Another one in the configuration means another account.
+    pub directory: String,
+    /// Its address and private key, sealed to `acme-accounts/ID`.
+    pub credentials: Sealed,
+    /// When orders were made lately, oldest first.
+    #[serde(default)]
+    pub orders: Vec<UnixMs>,
+    /// When validations of a name failed lately, oldest first.
+    #[serde(default)]
+    pub failures: BTreeMap<DomainName, Vec<UnixMs>>,
+    /// The issuer said that it wants to hear nothing of us before.
+    #[serde(default)]
+    pub paused_until: Option<UnixMs>,
+    /// Certificates, by first name, that it said to be too many of: not before these times.
+    #[serde(default)]
+    pub paused: BTreeMap<DomainName, UnixMs>,
+    /// Creation.
+    pub created_at: UnixMs,
+}
+
 /// The keys that sign a zone on line. All name servers of the fleet sign with the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ZoneKeys {
@@ -199,14 +226,17 @@ pub struct ZoneKey {
     pub since: UnixMs,
 }
 
-/// A rollover by double signature of the DNSKEY set (RFC 6781 §4.1.2, RFC 7583): `Published` → `Active` → `Retired` → gone.
+/// A rollover by double signature of the DNSKEY set (RFC 6781 §4.1.3, RFC 7583): `Published` → `Announced` → `Active` → `Retired` → gone.
+/// What each state amounts to in DNS is [`zone_key`](crate::zone_key)'s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ZoneKeyState {
-    /// In the DNSKEY set, which it signs too, and in CDS and CDNSKEY: the parent is to take its DS.
+    /// In the DNSKEY set, which it signs too. Resolvers may still hold the set without it.
     Published,
+    /// Every resolver can know it: it is in CDS and CDNSKEY, and the parent is to take its DS.
+    Announced,
     /// It signs everything; its DS is at the parent.
     Active,
-    /// Still in the DNSKEY set, for answers that resolvers keep.
+    /// Still in the DNSKEY set, which it signs too: for answers, and for its DS, that resolvers keep.
     Retired,
 }

@@ -22,7 +22,7 @@ use super::headers::{self, Client};
 use super::page::Page;
 use super::places::{NoPlace, Place};
 use super::request::{self as checked, Name};
-use super::sites::{Port, Site};
+use super::sites::{Port, Site, literal};
 use super::{Edge, Visit, upgrade};
 
 /// How long a machine may take to begin with an answer.
@@ -97,7 +97,8 @@ impl Edge {
             return Ok(shown);
         }
         let found = self.find(visit, name)?;
-        if visit.sni.is_none() && found.port.force_https {
+        // No certificate names an address, so who asks for one is served as they came.
+        if visit.sni.is_none() && found.port.force_https && literal(&found.name.host).is_none() {
             return Ok(redirect(&found.name, &parts.uri));
         }
         if !found.port.has(Handler::Http) || (visit.sni.is_none() && found.port.has(Handler::Tls)) {

@@ -4,6 +4,7 @@
 //! - Names are looked up at each request, so that a connection is never tied to where a machine was, or to whom a name belonged.
 
 use std::collections::HashMap;
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use mashines_fleet::id::{ChallengeId, MachineId};
@@ -64,6 +65,7 @@ pub struct Sites {
     apex: String,
     slugs: HashMap<String, Arc<Site>>,
     domains: HashMap<String, Arc<Site>>,
+    addresses: HashMap<Ipv6Addr, Arc<Site>>,
     machines: HashMap<MachineId, Arc<Site>>,
     challenges: HashMap<ChallengeId, Arc<Challenge>>,
 }
@@ -78,6 +80,7 @@ impl Sites {
             let known = before.machines.get(&machine.id).filter(|site| Arc::ptr_eq(&site.machine, machine));
             let site = known.map_or_else(|| Arc::new(Site::of(machine)), Arc::clone);
             sites.slugs.insert(machine.slug.to_string(), Arc::clone(&site));
+            sites.addresses.insert(machine.net.ipv6, Arc::clone(&site));
             sites.machines.insert(machine.id.clone(), site);
         }
         for domain in view.domains.values() {
@@ -93,8 +96,11 @@ impl Sites {
         sites
     }
 
-    /// Where a name leads: lower case, without a dot at its end.
+    /// Where a name leads: lower case, without a dot at its end. A machine's own address in brackets is one of its names.
     pub fn find(&self, name: &str) -> Option<&Arc<Site>> {
+        if let Some(address) = literal(name) {
+            return self.addresses.get(&address);
+        }
         let below = name.strip_suffix(self.apex.as_str()).and_then(|rest| rest.strip_suffix('.'));
         match below {
             Some(labels) => self.slugs.get(labels.rsplit('.').next()?),
@@ -141,6 +147,11 @@ impl Sites {
         let due = self.challenges.values().filter(move |c| c.name.as_str() == name && c.expires_at > now);
         due.map(|challenge| &challenge.show)
     }
+}
+
+/// The address that a host in brackets is (RFC 3986 §3.2.2).
+pub fn literal(host: &str) -> Option<Ipv6Addr> {
+    host.strip_prefix('[')?.strip_suffix(']')?.parse().ok()
 }
 
 /// Whether both views give the same tables, found by comparing pointers.
@@ -217,6 +228,7 @@ pub(crate) mod tests {
             assert_eq!(found(&sites, name).as_deref(), Some("web"), "{name}");
         }
         assert_eq!(found(&sites, "theirs.mashine.dev").as_deref(), Some("theirs"));
+        assert_eq!(found(&sites, &format!("[{}]", web.net.ipv6)).as_deref(), Some("web"));
         for name in [
             "mashine.dev",
             ".mashine.dev",

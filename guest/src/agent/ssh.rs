@@ -9,6 +9,7 @@ use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use mashines_guest::Config;
+use mashines_guest::config::ssh_is_off;
 
 use super::shutdown;
 use crate::log;
@@ -17,9 +18,6 @@ use crate::log;
 pub const SSH_PROGRAM: &str = "/run/mashines/ssh";
 /// The machine's configuration with its host key.
 pub const SSH_CONFIG: &str = "/run/mashines/ssh.json";
-
-/// The variable of the machine's environment that leaves port 22 to the image, as `off`.
-const SWITCH: &str = "MASHINES_SSH";
 
 /// Pauses before it is started again: short after a long life, longer each time after a short one.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -49,7 +47,7 @@ pub fn keep(config: &Config) {
 }
 
 fn wanted(config: &Config, program: &Path) -> bool {
-    program.exists() && config.env.get(SWITCH).is_none_or(|value| value != "off")
+    program.exists() && !ssh_is_off(&config.env)
 }
 
 fn next_pause(last: Duration, life: Duration) -> Duration {
@@ -83,7 +81,7 @@ mod tests {
         let here = std::env::current_exe().unwrap();
         assert!(wanted(&config, &here));
         assert!(!wanted(&config, Path::new("/no/such/program")));
-        config.env.insert(SWITCH.into(), "off".into());
+        config.env.insert("MASHINES_SSH".into(), "off".into());
         assert!(!wanted(&config, &here));
     }
 

@@ -6,6 +6,7 @@
 
 pub mod announce;
 pub mod routes;
+pub mod rules;
 pub mod sysctl;
 pub mod tap;
 pub mod wireguard;
@@ -21,8 +22,7 @@ use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, State
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage,
 };
-use rtnetlink::packet_route::rule::{RuleAction, RuleMessage};
-use rtnetlink::{Handle, IpVersion, LinkUnspec, LinkVxlan, LinkWireguard};
+use rtnetlink::{Handle, LinkUnspec, LinkVxlan, LinkWireguard};
 
 use crate::error::Error;
 use crate::mac::Mac;
@@ -39,8 +39,8 @@ pub const MACHINES_TABLE: u8 = 109;
 /// The routing table of [`crate::plan::Table::Egress`].
 pub const EGRESS_TABLE: u8 = 110;
 
-const MACHINES_RULE: u32 = 1000;
-const EGRESS_RULE: u32 = 1001;
+/// The routing table by which an entry takes machines' web ports itself.
+pub const WEB_TABLE: u8 = 111;
 
 /// How often, and how far apart, [`Kernel::wait_until_it_sends`] looks: 200 ms in all.
 const READY_TRIES: u32 = 200;
@@ -222,64 +222,6 @@ impl Kernel {
         });
         Ok(addresses.collect())
     }
-
-    /// Makes every packet look into the machines' table first and, with `egress`, sends machines' packets to the world through
-    /// the egress table.
-    pub async fn add_rules(&self, egress: bool) -> Result<(), Error> {
-        for rule in wanted_rules(egress) {
-            let added = self.add_rule(rule).await;
-            present_is_fine(added)?;
-        }
-        Ok(())
-    }
-
-    async fn add_rule(&self, rule: Rule) -> Result<(), Error> {
-        let request = self.handle.rule().add();
-        let request = request.table_id(rule.table.into()).priority(rule.priority).action(RuleAction::ToTable);
-        let request = if rule.marked { request.fw_mark(MACHINE_MARK) } else { request };
-        let added = match rule.family {
-            AddressFamily::Inet => request.v4().execute().await,
-            _ => request.v6().execute().await,
-        };
-        added.map_err(wrap("add", || format!("routing rule {} to table {}", rule.priority, rule.table)))
-    }
-
-    /// Takes the rules of [`Self::add_rules`] away; answers every failure.
-    pub async fn delete_rules(&self) -> Result<(), Error> {
-        let mut failures = Vec::new();
-        for version in [IpVersion::V6, IpVersion::V4] {
-            let found: Result<Vec<RuleMessage>, _> =
-                self.handle.rule().get(version).execute().try_collect().await;
-            let rules = found.map_err(wrap("list", || "the routing rules".into()))?;
-            for rule in rules.into_iter().filter(|r| [MACHINES_TABLE, EGRESS_TABLE].contains(&r.header.table))
-            {
-                let table = rule.header.table;
-                let deleted = self.handle.rule().del(rule).execute().await;
-                let deleted = deleted.map_err(wrap("delete", || format!("routing rule to table {table}")));
-                failures.extend(absent_is_fine(deleted).err());
-            }
-        }
-        all_or_several(failures)
-    }
-}
-
-/// One routing rule.
-struct Rule {
-    family: AddressFamily,
-    priority: u32,
-    table: u8,
-    marked: bool,
-}
-
-fn wanted_rules(egress: bool) -> Vec<Rule> {
-    let mut rules = Vec::new();
-    for family in [AddressFamily::Inet6, AddressFamily::Inet] {
-        rules.push(Rule { family, priority: MACHINES_RULE, table: MACHINES_TABLE, marked: false });
-        if egress {
-            rules.push(Rule { family, priority: EGRESS_RULE, table: EGRESS_TABLE, marked: true });
-        }
-    }
-    rules
 }
 
 fn waits_for_its_queue(message: &LinkMessage) -> bool {

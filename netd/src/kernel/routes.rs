@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::plan::{RouteKey, Table, Target};
 
 /// Marks netd's routes for people who look at the table: `proto 109`.
-const PROTOCOL: RouteProtocol = RouteProtocol::Other(109);
+pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(109);
 
 /// The hop limit of the outer header: hosts may be several routers apart.
 const OUTER_HOPS: u8 = 64;

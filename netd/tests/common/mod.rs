@@ -330,6 +330,7 @@ fn node(
         mesh_prefix: "fd6d::/64".parse().unwrap(),
         region_prefixes: vec!["2001:db8:1::/48".parse().unwrap()],
         ingress: ingress.clone(),
+        web_ports: vec![80, 443],
     };
     Node { ns, config, view: dir.join("view.json"), process: None }
 }

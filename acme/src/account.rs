@@ -1,0 +1,213 @@
+//! The platform's accounts at issuers: made by whichever entry comes first, shared through the records, their keys sealed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use instant_acme::{Account, AccountCredentials, ExternalAccountKey, NewAccount};
+use mashines_fleet::entry_api::PutAccount;
+use mashines_fleet::id::IssuerName;
+use mashines_fleet::key::Key;
+use mashines_fleet::record::AcmeAccount;
+use mashines_fleet::sealed::{EntrySecret, Sealed};
+use mashines_fleet::view::View;
+use tokio::sync::Mutex;
+
+use crate::clock::Clock;
+use crate::config::Issuer;
+use crate::control::Control;
+use crate::fault::{Fault, is_unknown_account};
+use crate::http::Http;
+use crate::past_nonces;
+
+/// One issuer, and our account there once it is known.
+pub struct Door {
+    /// The configuration.
+    pub issuer: Issuer,
+    /// The way there.
+    pub http: Http,
+    eab: Option<Eab>,
+    known: Mutex<Option<(Sealed, Account)>>,
+}
+
+/// The key of an external account; it belongs in no log.
+struct Eab {
+    kid: String,
+    key: Vec<u8>,
+}
+
+/// All issuers, in the order of the configuration.
+pub struct Doors {
+    /// Their names.
+    pub names: Vec<IssuerName>,
+    doors: BTreeMap<IssuerName, Arc<Door>>,
+}
+
+impl Doors {
+    /// Reads the files that the configuration names.
+    ///
+    /// # Errors
+    /// A file cannot be used; the error names it.
+    pub fn open(issuers: &[Issuer], timeout: Duration) -> anyhow::Result<Self> {
+        let door = |issuer: &Issuer| {
+            let http = Http::new(issuer.ca_file.as_deref(), timeout)
+                .with_context(|| format!("[acme] issuer {}", issuer.name))?;
+            let eab = issuer.eab.as_ref().map(|eab| {
+                let read = || format!("[acme] issuer {}: the key {}", issuer.name, eab.key_file.display());
+                let text = std::fs::read_to_string(&eab.key_file).with_context(read)?;
+                let key = URL_SAFE_NO_PAD.decode(text.trim().trim_end_matches('=')).with_context(read)?;
+                Ok::<_, anyhow::Error>(Eab { kid: eab.kid.clone(), key })
+            });
+            let door = Door { issuer: issuer.clone(), http, eab: eab.transpose()?, known: Mutex::default() };
+            Ok((issuer.name.clone(), Arc::new(door)))
+        };
+        let doors = issuers.iter().map(door).collect::<anyhow::Result<_>>()?;
+        Ok(Self { names: issuers.iter().map(|issuer| issuer.name.clone()).collect(), doors })
+    }
+
+    /// The issuer of that name.
+    pub fn get(&self, name: &IssuerName) -> Option<&Arc<Door>> {
+        self.doors.get(name)
+    }
+
+    /// The issuer at that place of the list.
+    pub fn at(&self, n: usize) -> Option<&Arc<Door>> {
+        self.names.get(n).and_then(|name| self.get(name))
+    }
+}
+
+impl Door {
+    /// What an error of this issuer means.
+    pub fn fault(&self, error: &instant_acme::Error, clock: &Clock) -> Fault {
+        Fault::of(error, clock.now(), self.http.pause().take())
+    }
+
+    /// Our account: the one on record, else a new one.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub async fn account(
+        &self,
+        view: &View,
+        control: &Control,
+        secret: &EntrySecret,
+        clock: &Clock,
+    ) -> Result<Account, Fault> {
+        let mut known = self.known.lock().await;
+        let record = view.acme_accounts.get(&self.issuer.name);
+        let current = record.filter(|record| record.directory == self.issuer.directory);
+        if let (Some(record), Some((sealed, account))) = (current, &*known)
+            && record.credentials == *sealed
+        {
+            return Ok(account.clone());
+        }
+        let found = match current {
+            Some(record) => self.opened(record, secret, clock).await?,
+            None => {
+                let replaces = record.map(|record| record.credentials.clone());
+                self.make(replaces, control, secret, clock).await?
+            }
+        };
+        let account = found.1.clone();
+        *known = Some(found);
+        Ok(account)
+    }
+
+    /// Makes another account, when the issuer does not know the one on record.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub async fn renew_account(
+        &self,
+        view: &View,
+        control: &Control,
+        secret: &EntrySecret,
+        clock: &Clock,
+    ) -> Result<Account, Fault> {
+        let mut known = self.known.lock().await;
+        let replaces = view.acme_accounts.get(&self.issuer.name).map(|record| record.credentials.clone());
+        tracing::warn!(issuer = %self.issuer.name, "the issuer does not know our account: another one is made");
+        let found = self.make(replaces, control, secret, clock).await?;
+        let account = found.1.clone();
+        *known = Some(found);
+        Ok(account)
+    }
+
+    fn key(&self) -> Key {
+        Key::AcmeAccount(self.issuer.name.clone())
+    }
+
+    async fn opened(
+        &self,
+        record: &AcmeAccount,
+        secret: &EntrySecret,
+        clock: &Clock,
+    ) -> Result<(Sealed, Account), Fault> {
+        let ours = |error: &dyn std::fmt::Display| {
+            Fault::Ours(format!("our account at {}: {error}", self.issuer.name))
+        };
+        let json = secret.open(&self.key(), &record.credentials).map_err(|error| ours(&error))?;
+        let credentials: AccountCredentials = serde_json::from_slice(&json).map_err(|error| ours(&error))?;
+        let builder = Account::builder_with_http(Box::new(self.http.clone()));
+        let account = builder.from_credentials(credentials).await;
+        let account = account.map_err(|error| self.fault(&error, clock))?;
+        Ok((record.credentials.clone(), account))
+    }
+
+    async fn make(
+        &self,
+        replaces: Option<Sealed>,
+        control: &Control,
+        secret: &EntrySecret,
+        clock: &Clock,
+    ) -> Result<(Sealed, Account), Fault> {
+        let contact: Vec<&str> = self.issuer.contact.iter().map(String::as_str).collect();
+        let new =
+            NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
+        let eab = self.eab.as_ref().map(|eab| ExternalAccountKey::new(eab.kid.clone(), &eab.key));
+        let made = past_nonces!(Account::builder_with_http(Box::new(self.http.clone())).create(
+            &new,
+            self.issuer.directory.clone(),
+            eab.as_ref(),
+        ));
+        let (account, credentials) = made.map_err(|error| self.fault(&error, clock))?;
+        let ours = |error: &dyn std::fmt::Display| {
+            Fault::Ours(format!("our account at {}: {error}", self.issuer.name))
+        };
+        let json = serde_json::to_vec(&credentials).map_err(|error| ours(&error))?;
+        let sealed = secret.seal(&self.key(), &json).map_err(|error| ours(&error))?;
+        let body =
+            PutAccount { directory: self.issuer.directory.clone(), credentials: sealed.clone(), replaces };
+        let kept = control.account(&self.issuer.name, &body).await.map_err(|error| ours(&error))?;
+        if kept.credentials == sealed {
+            return Ok((sealed, account));
+        }
+        // Another entry was faster: its account is everybody's, and ours is never used.
+        self.opened(&kept, secret, clock).await
+    }
+}
+
+/// Runs a call with our account, and once more with a new account when the issuer does not know the first.
+///
+/// # Errors
+/// [`Fault`].
+pub async fn with_account<T, F>(
+    door: &Door,
+    (view, control, secret, clock): (&View, &Control, &EntrySecret, &Clock),
+    call: impl Fn(Account) -> F,
+) -> Result<T, Fault>
+where
+    F: Future<Output = Result<T, instant_acme::Error>>,
+{
+    let account = door.account(view, control, secret, clock).await?;
+    match call(account).await {
+        Err(error) if is_unknown_account(&error) => {
+            let account = door.renew_account(view, control, secret, clock).await?;
+            call(account).await.map_err(|error| door.fault(&error, clock))
+        }
+        outcome => outcome.map_err(|error| door.fault(&error, clock)),
+    }
+}

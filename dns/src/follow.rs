@@ -1,0 +1,165 @@
+//! What else follows the replica, beside the answers: machines with update keys, the directory of `.internal` names, copies for secondaries.
+//!
+//! None of it is in the way of an answer: each has tasks of its own, and what looks at every machine does so in a thread.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use mashines_fleet::rpc::Client;
+use mashines_fleet::sealed::EntrySecret;
+use mashines_fleet::view::View;
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::Config;
+use crate::answer::{Authority, Moment};
+use crate::desk::{Desk, desk};
+use crate::internal::names::Directory;
+use crate::internal::{Resolver, serve_tcp, serve_udp};
+use crate::name::Name;
+use crate::operations::{Operations, Parts, update_keys};
+use crate::server::unix_time;
+use crate::transfer::secondary::Secondaries;
+use crate::transfer::{Board, notify, publish};
+
+/// How long control may take for one update.
+const CONTROL: Duration = Duration::from_secs(5);
+
+/// Following takes at most about this part of the time: a look at a million machines takes a while.
+const SHARE: u32 = 4;
+
+/// What everything here is made from.
+pub struct Around {
+    /// The facts.
+    pub views: watch::Receiver<Arc<View>>,
+    /// What opens the secrets among them.
+    pub secrets: watch::Receiver<Option<EntrySecret>>,
+    /// The revision that is answered from.
+    pub served: watch::Receiver<u64>,
+    /// What is answered from.
+    pub moments: watch::Receiver<Arc<Moment>>,
+    /// What was configured.
+    pub authority: Arc<Authority>,
+    /// Who gets copies.
+    pub secondaries: Secondaries,
+    /// Where updates are handed to.
+    pub control: Vec<Client>,
+    /// Our own addresses: secondaries are told from these.
+    pub own: Vec<IpAddr>,
+}
+
+/// The sockets for machines.
+#[derive(Debug, Default)]
+pub struct Internal {
+    sockets: Vec<(UdpSocket, TcpListener)>,
+    forward: Vec<SocketAddr>,
+}
+
+impl Internal {
+    /// Binds UDP and TCP at each address.
+    ///
+    /// # Errors
+    /// An address cannot be bound; the error names it.
+    pub async fn bind(config: &Config) -> anyhow::Result<Self> {
+        let mut internal = Self { sockets: Vec::new(), forward: config.forward.clone() };
+        for address in &config.internal_listen {
+            let what =
+                || format!("[dns] internal_listen {address}: is it an address of this host, and free?");
+            let tcp = TcpListener::bind(address).await.with_context(what)?;
+            let udp = UdpSocket::bind(tcp.local_addr()?).await.with_context(what)?;
+            internal.sockets.push((udp, tcp));
+        }
+        Ok(internal)
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
+        self.sockets.iter().map(|(_, tcp)| tcp.local_addr()).collect()
+    }
+}
+
+impl Around {
+    /// Starts all of it. What is more than a question goes to the desk.
+    pub fn start(self, internal: Internal, tasks: &mut JoinSet<anyhow::Result<()>>) -> Desk {
+        let (keys, update_keys_now) = watch::channel(Arc::default());
+        let (domains, domain) = watch::channel(None);
+        tasks.spawn(follow(self.views.clone(), move |view| {
+            keys.send_replace(Arc::new(update_keys(view)));
+            let name = view.config.as_ref().and_then(|config| config.domain.parse::<Name>().ok());
+            domains.send_replace(name);
+        }));
+        let board = self.start_copies(tasks);
+        if !internal.sockets.is_empty() {
+            let (directories, directory) = watch::channel(Arc::default());
+            tasks.spawn(follow(self.views.clone(), move |view| {
+                directories.send_replace(Arc::new(Directory::of(view)));
+            }));
+            let resolver = Resolver::new(directory, internal.forward);
+            for (udp, tcp) in internal.sockets {
+                let (one, two) = (resolver.clone(), resolver.clone());
+                tasks.spawn(async move { serve_udp(udp, one).await.context("the socket for machines") });
+                tasks.spawn(async move { serve_tcp(tcp, two).await.context("the listener for machines") });
+            }
+        }
+        let operations = Operations::new(Parts {
+            secondaries: self.secondaries,
+            board,
+            update_keys: update_keys_now,
+            secret: self.secrets,
+            domain,
+            served: self.served,
+            control: self.control.into_iter().map(|client| client.with_timeout(CONTROL)).collect(),
+        });
+        let (desk, clerk) = desk(operations, self.moments, self.authority);
+        tasks.spawn(async move {
+            clerk.work().await;
+            // The desk is gone with the server that had it.
+            std::future::pending().await
+        });
+        desk
+    }
+
+    /// Copies and who is told of them; none are made for nobody.
+    fn start_copies(&self, tasks: &mut JoinSet<anyhow::Result<()>>) -> watch::Receiver<Arc<Board>> {
+        let (sender, board) = watch::channel(Arc::new(Board::new()));
+        if self.secondaries.iter().next().is_none() {
+            return board;
+        }
+        for secondary in self.secondaries.iter().cloned() {
+            let (own, board) = (self.own.clone(), board.clone());
+            tasks.spawn(async move {
+                notify::tell(secondary, own, board, unix_time).await;
+                std::future::pending().await
+            });
+        }
+        let moments = self.moments.clone();
+        tasks.spawn(async move {
+            publish(moments, sender, unix_time).await;
+            std::future::pending().await
+        });
+        board
+    }
+}
+
+/// Does something with each new view, the first one too, as far as there is time.
+async fn follow(
+    mut views: watch::Receiver<Arc<View>>,
+    with: impl Fn(&View) + Clone + Send + Sync + 'static,
+) -> anyhow::Result<()> {
+    loop {
+        let begun = Instant::now();
+        let (view, with) = (Arc::clone(&views.borrow_and_update()), with.clone());
+        tokio::task::spawn_blocking(move || with(&view)).await.context("following the replica")?;
+        tokio::time::sleep(begun.elapsed() * SHARE).await;
+        if views.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}

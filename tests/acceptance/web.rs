@@ -1,0 +1,118 @@
+//! `https://SLUG.mashine.dev` of a machine that moves: a certificate from a real issuer, and every kind of connection through the edge.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use mashines_fleet::api;
+use mashines_fleet::record::MigrationStep;
+use mashines_tests::daemons::{DOMAIN, Fleet};
+use mashines_tests::issuer::Issuer;
+use mashines_tests::person::Door;
+use mashines_tests::run::wait_for;
+use mashines_tests::web::Visitor;
+
+/// It speaks HTTP/1.1 at its port 80, as a machine without services does.
+const WEB: &str = "web-otter";
+/// It speaks HTTP/2 without TLS.
+const RPC: &str = "rpc-otter";
+const MOVES: usize = 2;
+/// Ten a second.
+const CALLS: usize = 600;
+/// Pieces of 64 KiB, ten a second.
+const PIECES: usize = 400;
+
+#[test]
+fn a_machine_is_fetched_by_name_while_it_moves() -> Result<()> {
+    let mut issuer = None;
+    let fleet = Fleet::up_with("web", &mut |step| eprintln!("{step}"), &mut |topology, directory| {
+        Ok(issuer.insert(Issuer::start(topology, directory)?).section())
+    })?;
+    let issuer = issuer.context("no issuer")?;
+    let begun = Instant::now();
+    let _: api::Machine = fleet.ask(&["launch", "--name", WEB, "--memory", "256M", "--wait"])?;
+    let words = ["launch", "--name", RPC, "--memory", "256M", "--service", "443:8000/h2", "--wait"];
+    let _: api::Machine = fleet.ask(&words)?;
+    serve_in(&fleet, WEB, 80)?;
+    serve_in(&fleet, RPC, 8000)?;
+    let visitor = Visitor::new(&fleet.topology, &issuer.root()?);
+    let page = format!("https://{WEB}.{DOMAIN}/");
+    wait_for("the platform's certificate", Duration::from_secs(90), Duration::from_millis(500), || {
+        visitor.curl(&["--fail", "-4", &page]).map(drop)
+    })?;
+    eprintln!("https works {:.1} s after the first launch began", begun.elapsed().as_secs_f64());
+    pages_by_both_families(&visitor, &page)?;
+    connections_live_on_through_moves(&fleet, &visitor)
+}
+
+/// Runs [`mashines-web`] in a machine.
+fn serve_in(fleet: &Fleet, slug: &str, port: u16) -> Result<()> {
+    let program = std::env::var("MASHINES_BIN").context("MASHINES_BIN")? + "/mashines-web";
+    fleet.person.scp(&program, &format!("root@{slug}.{DOMAIN}:/usr/local/bin/web-server"))?;
+    let run = format!("systemd-run --quiet --unit=web /usr/local/bin/web-server {port}");
+    fleet.person.sh(slug, Door::Ipv6, &run).map(drop)
+}
+
+fn pages_by_both_families(visitor: &Visitor, page: &str) -> Result<()> {
+    for family in ["-4", "-6"] {
+        for (version, told) in [("--http1.1", "1.1"), ("--http2", "2")] {
+            let words = ["--fail", family, version, "--write-out", "%{http_version}", page];
+            let answer = visitor.curl(&words)?;
+            ensure!(answer.ends_with(&format!("\n{told}")), "{family} {version}: {answer}");
+            ensure!(answer.contains("x-forwarded-proto: https"), "{family} {version}: {answer}");
+            let client = if family == "-4" { "198.51.100.2" } else { "2001:db8:1::2" };
+            ensure!(answer.contains(&format!("x-forwarded-for: {client}")), "{family} {version}: {answer}");
+        }
+        let plain = page.replacen("https", "http", 1);
+        let sent = visitor.curl(&[
+            family,
+            "--output",
+            "/dev/null",
+            "--write-out",
+            "%{http_code} %{redirect_url}",
+            &plain,
+        ])?;
+        ensure!(sent == format!("308 {page}"), "{family}: {sent}");
+    }
+    Ok(())
+}
+
+/// A WebSocket, server-sent events, a download and a gRPC stream.
+fn connections_live_on_through_moves(fleet: &Fleet, visitor: &Visitor) -> Result<()> {
+    let begun = Instant::now();
+    let socket = visitor.websocket(&format!("wss://{WEB}.{DOMAIN}/socket"))?;
+    let mut events = visitor.events(&format!("https://{WEB}.{DOMAIN}/events"))?;
+    let mut download = visitor.download(&format!("https://{WEB}.{DOMAIN}/bytes/{PIECES}"))?;
+    let mut calls = visitor.grpc(&format!("{RPC}.{DOMAIN}:443"), CALLS)?;
+    events.read(5)?;
+    for number in 1..=MOVES {
+        for slug in [WEB, RPC] {
+            let begun = Instant::now();
+            let migration = fleet.migrate(slug)?;
+            ensure!(migration.step == MigrationStep::Completed, "move {number} of {slug}: {migration:?}");
+            eprintln!("move {number} of {slug}: {:.1} s", begun.elapsed().as_secs_f64());
+        }
+        if number == 1 {
+            ensure!(download.goes_on()? && calls.goes_on()?, "a stream was over before it was moved");
+        }
+    }
+    let socket = socket.told().context("the WebSocket")?;
+    eprintln!("WebSocket: {} messages, longest silence {} ms", socket.count, socket.largest_gap_ms);
+    let calls = calls.told().context("the gRPC stream")?;
+    eprintln!("gRPC: {} messages, longest silence {} ms", calls.count, calls.largest_gap_ms);
+    let whole = sum_of_pieces()?;
+    let came = download.end().context("the download")?;
+    ensure!(came == whole, "the download's checksum is {came}, not {whole}");
+    // All that were sent since, in order: one a tick for as long as the moves took.
+    events.read(u64::try_from(begun.elapsed().as_millis() / 100)?)?;
+    ensure!(events.go_on()?, "the events ended");
+    Ok(())
+}
+
+/// What the download is when nothing is lost.
+fn sum_of_pieces() -> Result<String> {
+    let script = format!(
+        "import hashlib; print(hashlib.sha256(bytes(n % 251 for n in range(65536)) * {PIECES}).hexdigest())"
+    );
+    let sum = mashines_tests::run::run(std::process::Command::new("python3").args(["-c", &script]))?;
+    Ok(sum.trim().to_owned())
+}
