@@ -90,9 +90,7 @@ fn zonemaster_finds_no_error() {
     let bad = said.lines().filter(|line| line.contains("ERROR") || line.contains("CRITICAL"));
     let bad: Vec<&str> = bad.collect();
     assert!(bad.is_empty(), "{said}");
-    for looked in
-        ["DS10_HAS_NSEC", "ONE_SOA_SERIAL", "EDNS0_SUPPORT", "ADDRESSES_MATCH", "QNAME_CASE_SENSITIVE"]
-    {
+    for looked in ["DS10_HAS_NSEC", "ONE_SOA_SERIAL", "EDNS0_SUPPORT", "ADDRESSES_MATCH", "QNAME_CASE_SENSITIVE"] {
         assert!(said.contains(looked), "it did not come to look at {looked}: {said}");
     }
     runtime.shutdown_background();
