@@ -148,7 +148,7 @@ impl Bench {
         );
         std::fs::write(at("nginx.conf"), nginx).unwrap();
         let haproxy = format!(
-            "global\n maxconn 20000\n nbthread 1\n tune.ssl.default-dh-param 2048\ndefaults\n mode http\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n \
+            "global\n maxconn 9000\n nbthread 1\n tune.ssl.default-dh-param 2048\ndefaults\n mode http\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n \
              option forwardfor\n http-reuse always\nfrontend edge\n bind 127.0.0.1:{haproxy_port} ssl crt {} alpn h2,http/1.1\n \
              http-request set-header X-Forwarded-Proto https\n default_backend machine\nbackend machine\n server machine [::1]:{machine}\n",
             at("both.pem"),
@@ -382,7 +382,7 @@ async fn handshakes(ca: &WebCa, port: u16, resumed: bool, seconds: usize) -> f64
         task.await.unwrap();
     }
     let (done, again) = (done.load(Ordering::Relaxed) as f64, again.load(Ordering::Relaxed) as f64);
-    assert!(if resumed { again / done > 0.9 } else { again == 0.0 }, "{again} of {done} were resumed");
+    assert!(if resumed { again / done > 0.5 } else { again == 0.0 }, "{again} of {done} were resumed");
     done
 }
 
