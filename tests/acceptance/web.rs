@@ -16,11 +16,6 @@ const WEB: &str = "web-otter";
 /// It speaks HTTP/2 without TLS.
 const RPC: &str = "rpc-otter";
 const MOVES: usize = 2;
-/// Ten a second: longer than the two first moves take.
-const CALLS: usize = 1200;
-/// Pieces of 64 KiB, ten a second: longer than the first move takes.
-const PIECES: usize = 600;
-
 #[test]
 fn a_machine_is_fetched_by_name_while_it_moves() -> Result<()> {
     let mut issuer = None;
@@ -81,8 +76,8 @@ fn connections_live_on_through_moves(fleet: &Fleet, visitor: &Visitor) -> Result
     let begun = Instant::now();
     let socket = visitor.websocket(&format!("wss://{WEB}.{DOMAIN}/socket"))?;
     let mut events = visitor.events(&format!("https://{WEB}.{DOMAIN}/events"))?;
-    let mut download = visitor.download(&format!("https://{WEB}.{DOMAIN}/bytes/{PIECES}"))?;
-    let mut calls = visitor.grpc(&format!("{RPC}.{DOMAIN}:443"), CALLS)?;
+    let mut download = visitor.download(&format!("https://{WEB}.{DOMAIN}/bytes/1000000"))?;
+    let mut calls = visitor.grpc(&format!("{RPC}.{DOMAIN}:443"))?;
     events.read(5)?;
     for number in 1..=MOVES {
         for slug in [WEB, RPC] {
@@ -91,27 +86,16 @@ fn connections_live_on_through_moves(fleet: &Fleet, visitor: &Visitor) -> Result
             ensure!(migration.step == MigrationStep::Completed, "move {number} of {slug}: {migration:?}");
             eprintln!("move {number} of {slug}: {:.1} s", begun.elapsed().as_secs_f64());
             let stream = if slug == WEB { &mut download } else { &mut calls };
-            ensure!(number > 1 || stream.goes_on()?, "the stream from {slug} was over before it was moved");
+            ensure!(stream.goes_on()?, "the stream from {slug} ended in move {number}");
         }
     }
-    let socket = socket.told().context("the WebSocket")?;
-    eprintln!("WebSocket: {} messages, longest silence {} ms", socket.count, socket.largest_gap_ms);
-    let calls = calls.told().context("the gRPC stream")?;
-    eprintln!("gRPC: {} messages, longest silence {} ms", calls.count, calls.largest_gap_ms);
-    let whole = sum_of_pieces()?;
-    let came = download.end().context("the download")?;
-    ensure!(came == whole, "the download's checksum is {came}, not {whole}");
+    for (what, stream) in [("the WebSocket", socket), ("the gRPC stream", calls), ("the download", download)]
+    {
+        let told = stream.told().context(what)?;
+        eprintln!("{what}: {} messages, longest silence {} ms", told.count, told.largest_gap_ms);
+    }
     // All that were sent since, in order: one a tick for as long as the moves took.
     events.read(u64::try_from(begun.elapsed().as_millis() / 100)?)?;
     ensure!(events.go_on()?, "the events ended");
     Ok(())
-}
-
-/// What the download is when nothing is lost.
-fn sum_of_pieces() -> Result<String> {
-    let script = format!(
-        "import hashlib; print(hashlib.sha256(bytes(n % 251 for n in range(65536)) * {PIECES}).hexdigest())"
-    );
-    let sum = mashines_tests::run::run(std::process::Command::new("python3").args(["-c", &script]))?;
-    Ok(sum.trim().to_owned())
 }

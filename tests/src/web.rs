@@ -50,9 +50,14 @@ impl Visitor {
         self.python(&["websocket", url, &self.root.to_string_lossy()])
     }
 
-    /// A gRPC call that answers with so many messages.
-    pub fn grpc(&self, target: &str, count: usize) -> Result<Ongoing> {
-        self.python(&["grpc", target, &self.root.to_string_lossy(), &count.to_string()])
+    /// A gRPC call that answers with one message after another.
+    pub fn grpc(&self, target: &str) -> Result<Ongoing> {
+        self.python(&["grpc", target, &self.root.to_string_lossy()])
+    }
+
+    /// A download, looked at as it comes.
+    pub fn download(&self, url: &str) -> Result<Ongoing> {
+        self.python(&["download", url, &self.root.to_string_lossy()])
     }
 
     fn python(&self, words: &[&str]) -> Result<Ongoing> {
@@ -67,17 +72,6 @@ impl Visitor {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         Ok(Ongoing(child.spawn().context("cannot start python3")?))
-    }
-
-    /// A download that prints the SHA-256 of what came.
-    pub fn download(&self, url: &str) -> Result<Ongoing> {
-        let line = format!(
-            "curl --silent --show-error --fail --max-time 300 --cacert {} {url} | sha256sum | cut -d' ' -f1",
-            self.root.display()
-        );
-        let mut shell = self.topology.command(Place::Client, "bash");
-        let child = shell.args(["-o", "pipefail", "-c", &line]).stdin(Stdio::null()).stdout(Stdio::piped());
-        Ok(Ongoing(child.stderr(Stdio::piped()).spawn().context("cannot start bash")?))
     }
 
     /// Server-sent events.
@@ -96,21 +90,15 @@ impl Ongoing {
         Ok(self.0.try_wait()?.is_none())
     }
 
-    /// Ends what ends with its standard input, or waits for what ends by itself; what it printed.
-    pub fn end(mut self) -> Result<String> {
+    /// Ends it: what it says of itself.
+    pub fn told(mut self) -> Result<Told> {
         drop(self.0.stdin.take());
         let (mut out, mut err) = (String::new(), String::new());
         self.0.stdout.take().context("no output")?.read_to_string(&mut out)?;
         self.0.stderr.take().context("no error output")?.read_to_string(&mut err)?;
         let status = self.0.wait()?;
         ensure!(status.success(), "a client of the web door ended with {status}: {err}");
-        Ok(out.trim().to_owned())
-    }
-
-    /// [`Ongoing::end`] of a client that counts.
-    pub fn told(self) -> Result<Told> {
-        let text = self.end()?;
-        serde_json::from_str(&text).with_context(|| format!("the client printed {text:?}"))
+        serde_json::from_str(&out).with_context(|| format!("the client printed {out:?}"))
     }
 }
 
