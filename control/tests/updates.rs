@@ -254,6 +254,8 @@ fn certbot(here: &Path, key: &UpdateKeyMade, dns: SocketAddr, url: &str, ca: &st
     std::fs::write(&ini, text).unwrap();
     let file = |name: &str| here.join(name).display().to_string();
     let arguments = [
+        // Debian's certbot wants Debian's modules, and no others that a test's clients may need.
+        "--unset=PYTHONPATH".into(),
         "REQUESTS_CA_BUNDLE=".to_owned() + ca,
         "certbot".into(),
         "certonly".into(),

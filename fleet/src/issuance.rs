@@ -299,7 +299,7 @@ mod tests {
             account.admits(&[name("b.example")], MOST_ORDERS, 500),
             Err(Exhausted::Orders(100 + 3 * HOUR))
         );
-        assert_eq!(account.admits(&names, 1000, 500), Ok(()));
+        assert_eq!(account.admits(&[name("b.example")], 1000, 500), Ok(()));
         account.paused_until = Some(100 * HOUR);
         assert_eq!(account.admits(&names, MOST_ORDERS, 99 * HOUR), Err(Exhausted::Paused(100 * HOUR)));
         account.note_order(200 * HOUR);

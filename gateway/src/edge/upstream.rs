@@ -6,6 +6,7 @@
 //! - It goes back when the answer was read to its end, and only then; so it holds nothing of an earlier request.
 //! - A connection belongs to a machine's address and port, never to a host or an epoch: it stays open over a move.
 //! - How many rest is bounded, for one port and for all, and for how long.
+//! - None takes requests for more than a few seconds: a machine whose server was replaced (`git push`) is not held to the old one.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -27,6 +28,10 @@ use super::framing::LONGEST_HEAD;
 /// How long a connection rests before it is closed. Most servers close after 60 s or more; whoever closes first loses no request.
 const REST: Duration = Duration::from_secs(20);
 
+/// How long a connection takes new requests. What passes TCP on in a machine, as the front of pushed releases does, has the next connection
+/// go to the next release; one that is never at rest would stay with the last.
+const AGE: Duration = Duration::from_secs(5);
+
 /// How many rest for one port, and for all.
 const RESTING_EACH: usize = 128;
 const RESTING: usize = 8192;
@@ -45,6 +50,7 @@ struct H1 {
     sender: http1::SendRequest<Upload>,
     connection: Pin<Box<http1::Connection<Io, Upload>>>,
     over: bool,
+    made: Instant,
 }
 
 impl H1 {
@@ -61,7 +67,7 @@ impl H1 {
 struct Resting {
     sum: usize,
     h1: HashMap<SocketAddr, Vec<(H1, Instant)>>,
-    h2: HashMap<SocketAddr, http2::SendRequest<Upload>>,
+    h2: HashMap<SocketAddr, (http2::SendRequest<Upload>, Instant)>,
 }
 
 /// Connections to machines.
@@ -91,7 +97,7 @@ impl Checkout {
 
     /// Keeps it for the next request.
     pub fn give_back(self) {
-        if self.h1.over {
+        if self.h1.over || self.h1.made.elapsed() >= AGE {
             return;
         }
         let mut resting = self.home.lock();
@@ -148,7 +154,7 @@ impl Upstreams {
                 h1.drive(cx);
                 Poll::Ready(!h1.over && h1.sender.is_ready())
             });
-            if good.await {
+            if good.await && h1.made.elapsed() < AGE {
                 return Some(Checkout { h1, address, reused: true, home: Arc::clone(self) });
             }
         }
@@ -160,15 +166,16 @@ impl Upstreams {
     /// hyper's.
     pub async fn begin(self: &Arc<Self>, stream: TcpStream, address: SocketAddr) -> hyper::Result<Checkout> {
         let (sender, connection) = settings().handshake(TokioIo::new(stream)).await?;
-        let h1 = H1 { sender, connection: Box::pin(connection), over: false };
+        let h1 = H1 { sender, connection: Box::pin(connection), over: false, made: Instant::now() };
         Ok(Checkout { h1, address, reused: false, home: Arc::clone(self) })
     }
 
     /// The machine's HTTP/2 connection.
     pub fn shared(&self, address: SocketAddr) -> Option<http2::SendRequest<Upload>> {
         let mut resting = self.lock();
-        let sender = resting.h2.get(&address)?;
-        if sender.is_closed() {
+        let (sender, made) = resting.h2.get(&address)?;
+        // What is under way on it goes on to its end.
+        if sender.is_closed() || made.elapsed() >= AGE {
             resting.h2.remove(&address);
             return None;
         }
@@ -198,7 +205,7 @@ impl Upstreams {
                 tracing::debug!(%address, %error, "edge: the machine's connection ended");
             }
         });
-        self.lock().h2.insert(address, sender.clone());
+        self.lock().h2.insert(address, (sender.clone(), Instant::now()));
         Ok(sender)
     }
 
@@ -224,7 +231,7 @@ impl Upstreams {
             old.extend(gone);
             !those.is_empty()
         });
-        resting.h2.retain(|_, sender| !sender.is_closed());
+        resting.h2.retain(|_, (sender, made)| !sender.is_closed() && made.elapsed() < AGE);
         resting.sum -= old.len();
         old
     }
