@@ -221,10 +221,12 @@ async fn a_connection_that_the_machine_has_closed_meanwhile_costs_no_request() {
         }
     });
     stage.machine("web", port).await;
-    for _ in 0..10 {
-        let get = succeed(stage.curl(&["https://web.mashine.dev/"]), b"").await;
-        let post = succeed(stage.curl(&["-d", "x=y", "https://web.mashine.dev/"]), b"").await;
-        assert_eq!((get.text().as_str(), post.text().as_str()), ("web", "web"));
-        tokio::time::sleep(Duration::from_millis(120)).await;
+    // Long after the cut: a POST that was sent at its very moment cannot be told from one that the machine has acted on.
+    for _ in 0..5 {
+        for arguments in [&[][..], &["-d", "x=y"]] {
+            let request = [arguments, &["https://web.mashine.dev/"]].concat();
+            assert_eq!(succeed(stage.curl(&request), b"").await.text(), "web");
+            tokio::time::sleep(Duration::from_millis(400)).await;
+        }
     }
 }
