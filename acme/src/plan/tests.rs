@@ -287,7 +287,9 @@ proptest! {
                 if record.chain_pem.is_some() {
                     first.insert(name.clone());
                 }
-                prop_assert!(!first.contains(name) || record.is_good(world.now), "{name} ended without a successor");
+                // An issuer that refuses most of the time may do so for as long as a short life lasts: nobody can renew then.
+                let served = !first.contains(name) || record.is_good(world.now);
+                prop_assert!(served || failing >= 10, "{name} ended without a successor");
             }
             // Work goes by seconds; while all rest, the time goes by hours.
             world.now += if world.at_work.is_empty() { HOUR } else { u64::try_from(LEASE.as_millis()).unwrap() / 4 };
