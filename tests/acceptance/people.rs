@@ -112,8 +112,11 @@ fn sessions_live_on_through_moves(fleet: &Fleet) -> Result<()> {
 /// A push replaces what runs without a failed request, one that does not build changes nothing, and a rollback brings back what was.
 fn pushes_replace_what_runs(fleet: &Fleet, machine: &api::Machine) -> Result<()> {
     let url = format!("http://[{}]/", machine.ipv6);
-    // The edge's own connection to the old release rests for a moment before it ends.
+    // In the machine at once; through the edge when its own connection to the old release has had its last request.
     let serves = |wanted: &str| {
+        let inside =
+            fleet.person.sh(SLUG, Door::Ipv6, "curl --silent --show-error --fail http://localhost/")?;
+        ensure!(inside == wanted, "the machine serves {inside:?}, not {wanted:?}");
         wait_for("the release", Duration::from_secs(10), Duration::from_millis(300), || {
             let seen = get(&fleet.topology, &url)?;
             ensure!(seen == wanted, "{url} is {seen:?}, not {wanted:?}");

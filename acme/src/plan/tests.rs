@@ -290,6 +290,8 @@ proptest! {
                 // An issuer that refuses most of the time may do so for as long as a short life lasts: nobody can renew then.
                 let served = !first.contains(name) || record.is_good(world.now);
                 prop_assert!(served || failing >= 10, "{name} ended without a successor");
+                // And it was not for want of trying.
+                prop_assert!(served || record.failures >= 4, "{name} ended after {} tries", record.failures);
             }
             // Work goes by seconds; while all rest, the time goes by hours.
             world.now += if world.at_work.is_empty() { HOUR } else { u64::try_from(LEASE.as_millis()).unwrap() / 4 };

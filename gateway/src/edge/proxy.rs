@@ -139,7 +139,7 @@ impl Edge {
             Page::yours(
                 StatusCode::NOT_FOUND,
                 format!("No machine is called {}", name.host),
-                "Check the name; a custom domain works once its owner has proved it (mashines domains).",
+                "Check the name; a custom domain works once its owner has proved it (mashines certs).",
             )
         })?;
         let Some(Port { service, port }) = site.at(visit.port) else {
