@@ -14,6 +14,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::headers;
 use super::places::Place;
 use super::rest::Busy;
+use super::turn::Serving;
 use super::upstream::Checkout;
 
 /// Why a request's body did not reach its end.
@@ -144,6 +145,8 @@ pub struct Answer {
     kind: Kind,
     /// Over HTTP/2: whether the client reads.
     busy: Option<Busy>,
+    /// Over HTTP/1: until when the connection is not at rest.
+    _serving: Option<Serving>,
 }
 
 enum Kind {
@@ -172,17 +175,23 @@ struct Download {
 impl Answer {
     /// The edge's own words.
     pub fn own(bytes: Bytes) -> Self {
-        Self { kind: Kind::Own((!bytes.is_empty()).then_some(bytes)), busy: None }
+        Self { kind: Kind::Own((!bytes.is_empty()).then_some(bytes)), busy: None, _serving: None }
     }
 
     /// The machine's.
     pub fn machines(body: Incoming, from: Option<Checkout>, place: Place) -> Self {
-        Self { kind: Kind::Machine(Box::new(Download { body, from, _place: place })), busy: None }
+        let download = Box::new(Download { body, from, _place: place });
+        Self { kind: Kind::Machine(download), busy: None, _serving: None }
     }
 
     /// The same, with an eye on the client.
     pub fn watched(self, busy: Busy) -> Self {
         Self { busy: Some(busy), ..self }
+    }
+
+    /// The same, which keeps its connection from rest.
+    pub fn within(self, serving: Serving) -> Self {
+        Self { _serving: Some(serving), ..self }
     }
 }
 

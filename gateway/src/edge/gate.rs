@@ -33,24 +33,36 @@ pub struct Gate<S> {
     free: usize,
     /// A request was refused: nothing more is read.
     refused: bool,
+    /// Heads that may go, or have gone.
+    heads: u64,
 }
 
 impl<S> Gate<S> {
     /// Before the first request.
     pub fn new(stream: S) -> Self {
-        Self { stream, framing: Framing::default(), held: Vec::new(), free: 0, refused: false }
+        Self { stream, framing: Framing::default(), held: Vec::new(), free: 0, refused: false, heads: 0 }
     }
 
-    /// The stream.
-    pub fn stream(&self) -> &S {
-        &self.stream
+    /// How many heads may go, or have gone, since it was made or begun anew.
+    pub fn heads(&self) -> u64 {
+        self.heads
     }
 
-    /// Frees what of the held bytes may go, or says that there must be more.
-    fn sort(&mut self) -> bool {
+    /// Whether the next byte to go is a head's, which is not whole yet.
+    pub fn is_at_head(&self) -> bool {
+        self.free == 0 && !self.refused && self.framing.is_at_head()
+    }
+
+    /// Frees what of the held bytes may go.
+    fn sort(&mut self) {
         while self.free < self.held.len() {
+            let at_head = self.framing.is_at_head();
             match self.framing.step(&self.held[self.free..]) {
-                Step::Pass(count) => self.free += count,
+                Step::Pass(count) => {
+                    self.free += count;
+                    // Two bytes are an empty line before a head.
+                    self.heads += u64::from(at_head && count > 2);
+                }
                 Step::More => break,
                 Step::TooLong => self.free = self.held.len(),
                 Step::Refuse(refusal) => {
@@ -62,7 +74,6 @@ impl<S> Gate<S> {
                 }
             }
         }
-        self.free > 0
     }
 
     fn give(&mut self, buf: &mut ReadBuf<'_>) {
@@ -77,38 +88,47 @@ impl<S> Gate<S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> Gate<S> {
+    /// Waits until there is something to go, and says whether there is: a whole head, or what is told in place of one. Nothing more is to come
+    /// otherwise. Counts heads anew.
+    pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        self.heads = 0;
+        self.poll_free(cx)
+    }
+
+    fn poll_free(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        while self.free == 0 && !self.refused {
+            let mut space = [MaybeUninit::uninit(); CHUNK];
+            let mut chunk = ReadBuf::uninit(&mut space);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut chunk))?;
+            if chunk.filled().is_empty() {
+                // The end, maybe within a head: what was withheld is nothing.
+                return Poll::Ready(Ok(false));
+            }
+            self.held.extend_from_slice(chunk.filled());
+            self.sort();
+        }
+        Poll::Ready(Ok(self.free > 0))
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        loop {
-            if this.free > 0 {
-                this.give(buf);
-                return Poll::Ready(Ok(()));
-            }
-            if this.refused {
-                return Poll::Ready(Ok(()));
-            }
-            let unseen = this.framing.unseen();
-            if unseen > 0 && this.held.is_empty() {
-                let most =
-                    usize::try_from(unseen).map_or(buf.remaining(), |unseen| unseen.min(buf.remaining()));
-                let mut part = ReadBuf::new(buf.initialize_unfilled_to(most.min(AT_ONCE)));
-                ready!(Pin::new(&mut this.stream).poll_read(cx, &mut part))?;
-                let count = part.filled().len();
-                buf.advance(count);
-                this.framing.passed(count as u64);
-                return Poll::Ready(Ok(()));
-            }
-            let mut space = [MaybeUninit::uninit(); CHUNK];
-            let mut chunk = ReadBuf::uninit(&mut space);
-            ready!(Pin::new(&mut this.stream).poll_read(cx, &mut chunk))?;
-            if chunk.filled().is_empty() {
-                // The end, maybe within a head: what was withheld is nothing.
-                return Poll::Ready(Ok(()));
-            }
-            this.held.extend_from_slice(chunk.filled());
-            this.sort();
+        let unseen = this.framing.unseen();
+        if unseen > 0 && this.held.is_empty() && !this.refused {
+            let most = usize::try_from(unseen).map_or(buf.remaining(), |unseen| unseen.min(buf.remaining()));
+            let mut part = ReadBuf::new(buf.initialize_unfilled_to(most.min(AT_ONCE)));
+            ready!(Pin::new(&mut this.stream).poll_read(cx, &mut part))?;
+            let count = part.filled().len();
+            buf.advance(count);
+            this.framing.passed(count as u64);
+            return Poll::Ready(Ok(()));
         }
+        if ready!(this.poll_free(cx))? {
+            this.give(buf);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

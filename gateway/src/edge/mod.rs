@@ -15,7 +15,7 @@
 //! | [`hello`], [`tls`], [`tickets`] | the beginning of TLS, its settings, resumption at any entry |
 //! | [`framing`], [`gate`] | where a request ends: stricter than hyper, against smuggling |
 //! | [`request`], [`headers`] | whose request it is, what the machine is told |
-//! | `serve`, `rest`, `proxy`, `upgrade` | a client's connection, whether it rests, one request, one that becomes another protocol |
+//! | `serve`, [`turn`], `rest`, `proxy`, `upgrade` | a client's connection, whether it rests, one request, one that becomes another protocol |
 //! | [`upstream`], `reach` | connections to machines: kept, or made, whatever the machine is doing |
 //! | [`body`] | bodies, a frame at a time |
 //! | [`places`], [`tally`], [`health`] | how much at once, and whether at all |
@@ -47,6 +47,7 @@ pub mod sites;
 pub mod tally;
 pub mod tickets;
 pub mod tls;
+pub mod turn;
 mod upgrade;
 pub mod upstream;
 

@@ -1,5 +1,6 @@
 //! One client's connection: the beginning of TLS, then HTTP/1 behind the gate or HTTP/2, until it rests for too long or the edge ends.
 
+use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mashines_fleet::record::services::{Handler, ServicePort};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout_at};
 use tokio_rustls::StartHandshake;
 use tokio_rustls::server::TlsStream;
 
@@ -20,6 +21,7 @@ use super::hello::{self, Alert, Hello};
 use super::rest::Rest;
 use super::sites::Site;
 use super::tls::Terms;
+use super::turn::Turn;
 use super::{Edge, Visit, proxy};
 
 /// Header lines of a request: beyond it, 431.
@@ -47,6 +49,9 @@ const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
 /// How long a client may take for the last request after it was told that the connection ends because it rests.
 const PARTING: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether a connection rests, or has to go: nothing of that is looked at with each request.
+const LOOK: Duration = Duration::from_secs(1);
 
 impl Edge {
     /// A connection that begins with TLS.
@@ -143,28 +148,71 @@ impl Edge {
         self.h1(stream, visit).await
     }
 
+    /// HTTP/1: hyper has the connection while requests come, and the gate alone while it rests.
     async fn h1<S>(self: &Arc<Self>, stream: S, visit: Visit) -> io::Result<()>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let visit = Arc::new(visit);
-        let service = service_fn(|request| proxy::answer(Arc::clone(self), Arc::clone(&visit), request));
-        let mut settings = http1::Builder::new();
-        settings
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.keep_alive())
-            .max_headers(MOST_HEADERS)
-            .max_header_size(LONGEST_HEAD)
-            .max_buf_size(BUFFER);
-        let connection = settings.serve_connection(TokioIo::new(Gate::new(stream)), service).with_upgrades();
-        let mut connection = std::pin::pin!(connection);
-        tokio::select! {
-            ended = connection.as_mut() => return told(ended),
-            () = self.closing.cancelled() => connection.as_mut().graceful_shutdown(),
+        let mut gate = Gate::new(stream);
+        let mut since = Instant::now();
+        loop {
+            let head = timeout_at(since + self.keep_alive(), poll_fn(|cx| gate.poll_head(cx)));
+            let comes = tokio::select! {
+                head = head => matches!(head, Ok(Ok(true))),
+                () = self.closing.cancelled() => false,
+            };
+            if !comes {
+                // Whether it hears that is its own affair.
+                let _told = timeout_at(Instant::now() + PARTING, gate.shutdown()).await;
+                return Ok(());
+            }
+            let Some(rests) = Box::pin(self.h1_requests(gate, &visit)).await? else { return Ok(()) };
+            (gate, since) = (rests, Instant::now());
         }
-        tokio::select! {
-            ended = connection => told(ended),
-            () = self.ending.cancelled() => Err(io::Error::other("the edge ends")),
+    }
+
+    /// Serves requests until there are none for a moment; then the stream comes back.
+    async fn h1_requests<S>(
+        self: &Arc<Self>,
+        gate: Gate<S>,
+        visit: &Arc<Visit>,
+    ) -> io::Result<Option<Gate<S>>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (turn, lease) = Turn::begin(gate);
+        let service = service_fn(|request| {
+            let serving = turn.serve();
+            let answer = proxy::answer(Arc::clone(self), Arc::clone(visit), request);
+            // In a box of its own, so that it is not carried about with the connection.
+            Box::pin(async move { answer.await.map(|answer| answer.map(|body| body.within(serving))) })
+        });
+        let mut settings = http1::Builder::new();
+        // The gate lets whole heads pass, and looks at the clock itself.
+        settings.header_read_timeout(None).max_headers(MOST_HEADERS).max_header_size(LONGEST_HEAD);
+        settings.max_buf_size(BUFFER);
+        let connection = settings.serve_connection(TokioIo::new(lease), service).with_upgrades();
+        let mut connection = Box::pin(connection);
+        let (mut looks, mut requests, mut closing) = (looks(), 0, false);
+        loop {
+            tokio::select! {
+                biased;
+                ended = connection.as_mut() => return told(ended).map(|()| None),
+                _ = looks.tick() => (),
+            }
+            if self.ending.is_cancelled() {
+                return Err(io::Error::other("the edge ends"));
+            }
+            if self.closing.is_cancelled() && !closing {
+                closing = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            if turn.rests() && turn.requests() == requests && !closing {
+                drop(connection);
+                return Ok(turn.take());
+            }
+            requests = turn.requests();
         }
     }
 
@@ -177,7 +225,8 @@ impl Edge {
         let service = service_fn(|request| {
             let busy = rest.busy();
             let answer = proxy::answer(Arc::clone(self), Arc::clone(&visit), request);
-            async move { answer.await.map(|answer| answer.map(|body| body.watched(busy))) }
+            // In a box: hyper moves it a few times before it is looked at.
+            Box::pin(async move { answer.await.map(|answer| answer.map(|body| body.watched(busy))) })
         });
         let mut settings = http2::Builder::new(TokioExecutor::new());
         settings
@@ -193,25 +242,38 @@ impl Edge {
             .enable_connect_protocol();
         let connection = settings.serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
-        tokio::select! {
-            ended = connection.as_mut() => return told(ended),
-            () = self.closing.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                return tokio::select! {
-                    ended = connection => told(ended),
-                    () = self.ending.cancelled() => Err(io::Error::other("the edge ends")),
-                };
+        let (mut looks, mut told_to_go) = (looks(), None);
+        loop {
+            tokio::select! {
+                biased;
+                ended = connection.as_mut() => return told(ended),
+                _ = looks.tick() => (),
             }
-            () = rest.stalled(STALL) => return Err(io::Error::other("the client does not read")),
-            () = rest.longer_than(self.keep_alive()) => connection.as_mut().graceful_shutdown(),
-        }
-        tokio::select! {
-            ended = connection => told(ended),
-            () = rest.longer_than(PARTING) => Err(io::Error::other("it rested for too long")),
-            () = rest.stalled(STALL) => Err(io::Error::other("the client does not read")),
-            () = self.ending.cancelled() => Err(io::Error::other("the edge ends")),
+            if self.ending.is_cancelled() {
+                return Err(io::Error::other("the edge ends"));
+            }
+            if rest.stalled(STALL) {
+                return Err(io::Error::other("the client does not read"));
+            }
+            match told_to_go {
+                None if self.closing.is_cancelled() || rest.longer_than(self.keep_alive()) => {
+                    told_to_go = Some(Instant::now());
+                    connection.as_mut().graceful_shutdown();
+                }
+                Some(when) if when.elapsed() >= PARTING && rest.longer_than(PARTING) => {
+                    return Err(io::Error::other("it rested for too long"));
+                }
+                _ => (),
+            }
         }
     }
+}
+
+/// When a connection that somebody has is looked at.
+fn looks() -> Interval {
+    let mut looks = interval_at(Instant::now() + LOOK, LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    looks
 }
 
 /// The kernel ends a connection whose client takes nothing: data that is not acknowledged, or a window of zero.

@@ -25,15 +25,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::body::Upload;
 use super::framing::LONGEST_HEAD;
 
-/// How long a connection rests before it is closed. Most servers close after 60 s or more; whoever closes first loses no request.
-const REST: Duration = Duration::from_secs(20);
-
-/// How long a connection takes new requests. What passes TCP on in a machine, as the front of pushed releases does, has the next connection
-/// go to the next release; one that is never at rest would stay with the last.
+/// How long a connection takes new requests, and how long one may rest. What passes TCP on in a machine, as the front of pushed releases does,
+/// has the next connection go to the next release; one that is never at rest would stay with the last. Servers wait for longer than
+/// that, and whoever closes first loses no request.
 const AGE: Duration = Duration::from_secs(5);
 
 /// How many rest for one port, and for all.
-const RESTING_EACH: usize = 128;
+const RESTING_EACH: usize = 512;
 const RESTING: usize = 8192;
 
 /// Header lines of an answer.
@@ -66,7 +64,7 @@ impl H1 {
 #[derive(Default)]
 struct Resting {
     sum: usize,
-    h1: HashMap<SocketAddr, Vec<(H1, Instant)>>,
+    h1: HashMap<SocketAddr, Vec<H1>>,
     h2: HashMap<SocketAddr, (http2::SendRequest<Upload>, Instant)>,
 }
 
@@ -104,7 +102,7 @@ impl Checkout {
         let sum = resting.sum;
         let those = resting.h1.entry(self.address).or_default();
         if those.len() < RESTING_EACH && sum < RESTING {
-            those.push((self.h1, Instant::now()));
+            those.push(self.h1);
             resting.sum += 1;
         }
     }
@@ -144,7 +142,7 @@ impl Upstreams {
         loop {
             let mut h1 = {
                 let mut resting = self.lock();
-                let (h1, _) = resting.h1.get_mut(&address)?.pop()?;
+                let h1 = resting.h1.get_mut(&address)?.pop()?;
                 resting.sum -= 1;
                 h1
             };
@@ -211,7 +209,7 @@ impl Upstreams {
 
     /// Closes what has rested for long; runs until the edge ends.
     pub async fn sweep(self: Arc<Self>) {
-        let mut ticks = interval(REST / 4);
+        let mut ticks = interval(AGE);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
@@ -221,11 +219,11 @@ impl Upstreams {
     }
 
     /// The connections that are to be closed: outside of the lock.
-    fn take_old(&self, now: Instant) -> Vec<(H1, Instant)> {
+    fn take_old(&self, now: Instant) -> Vec<H1> {
         let mut resting = self.lock();
         let mut old = Vec::new();
         resting.h1.retain(|_, those| {
-            let (gone, kept) = those.drain(..).partition(|(_, since)| now.duration_since(*since) >= REST);
+            let (gone, kept) = those.drain(..).partition(|h1| now.duration_since(h1.made) >= AGE);
             *those = kept;
             let gone: Vec<_> = gone;
             old.extend(gone);
