@@ -21,6 +21,10 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, Role};
 
+/// Many small things of short lives on every thread, and memory that goes back: glibc's keeps what a crowd left behind in an arena of each thread.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The longest token that is read from standard input.
 const MAX_TOKEN: u64 = 4096;
 

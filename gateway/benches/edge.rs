@@ -27,6 +27,10 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio_rustls::TlsConnector;
 
+/// As in the daemon.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const OURS: &str = "ours";
 const NGINX: &str = "nginx";
 const HAPROXY: &str = "haproxy";
