@@ -45,7 +45,7 @@ impl Edge {
     /// What was in TLS goes to the machine.
     pub(super) async fn pass_ended(
         &self,
-        mut stream: TlsStream<TcpStream>,
+        mut stream: Box<TlsStream<TcpStream>>,
         visit: &Visit,
         site: &Arc<Site>,
     ) -> io::Result<()> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mashines_fleet::id::MachineId;
 use mashines_fleet::record::services::{Handler, ServicePort};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -20,6 +21,7 @@ use super::gate::Gate;
 use super::hello::{self, Alert, Hello};
 use super::rest::Rest;
 use super::sites::Site;
+use super::tally::Held;
 use super::tls::Terms;
 use super::turn::Turn;
 use super::{Edge, Visit, proxy};
@@ -53,24 +55,46 @@ const PARTING: Duration = Duration::from_secs(5);
 /// How often it is looked whether a connection rests, or has to go: nothing of that is looked at with each request.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// A connection whose TLS is ended here.
+struct Begun {
+    /// In a box: it is large, and is handed on a few times.
+    stream: Box<TlsStream<TcpStream>>,
+    visit: Visit,
+    site: Arc<Site>,
+    port: Arc<ServicePort>,
+    _held: Held<MachineId>,
+}
+
 impl Edge {
     /// A connection that begins with TLS.
-    pub(super) async fn tls(self: &Arc<Self>, mut stream: TcpStream, visit: Visit) -> io::Result<()> {
+    pub(super) async fn tls(self: &Arc<Self>, stream: TcpStream, visit: Visit) -> io::Result<()> {
+        // In a box, so that a connection that rests does not keep the room that its beginning needed.
+        let Some(begun) = Box::pin(self.begin_tls(stream, visit)).await? else { return Ok(()) };
+        let Begun { stream, visit, site, port, _held } = begun;
+        if !port.has(Handler::Http) {
+            return Box::pin(self.pass_ended(stream, &visit, &site)).await;
+        }
+        set_stall(stream.get_ref().0)?;
+        match stream.get_ref().1.alpn_protocol() {
+            Some(b"h2") => Box::pin(self.h2(stream, visit)).await,
+            _ => self.h1(stream, visit).await,
+        }
+    }
+
+    /// Leads a connection to its machine and ends its TLS; none when there is nothing left to do.
+    async fn begin_tls(self: &Arc<Self>, mut stream: TcpStream, visit: Visit) -> io::Result<Option<Begun>> {
         let deadline = Instant::now() + Duration::from_secs(self.settings.handshake_s);
-        // In a box, so that a connection that rests does not keep the room that its handshake needed.
-        let hello = Box::pin(timeout_at(deadline, hello::read(&mut stream))).await;
+        let hello = timeout_at(deadline, hello::read(&mut stream)).await;
         let hello = hello.map_err(|_late| io::Error::from(io::ErrorKind::TimedOut))??;
         let Some(name) = hello.name.clone() else {
             hello::refuse(&mut stream, Alert::UnrecognizedName).await;
             return Err(io::Error::other("the client names no host"));
         };
         if hello.validates {
-            return Box::pin(timeout_at(deadline, self.validate(stream, hello, &name))).await?;
+            return timeout_at(deadline, self.validate(stream, hello, &name)).await?.map(|()| None);
         }
         let refused = |why: &str| io::Error::other(format!("{name}: {why}"));
-        let sites = self.sites();
-        let site = sites.find(&name).cloned();
-        drop(sites);
+        let site = self.sites().find(&name).cloned();
         let Some(site) = site else {
             hello::refuse(&mut stream, Alert::UnrecognizedName).await;
             return Err(refused("no machine has that name"));
@@ -85,7 +109,7 @@ impl Edge {
         };
         let visit = Visit { sni: Some(name.as_str().into()), ..visit };
         if !port.has(Handler::Tls) && !port.has(Handler::PgTls) {
-            return Box::pin(self.pass_untouched(stream, hello, &visit, &site)).await;
+            return self.pass_untouched(stream, hello, &visit, &site).await.map(|()| None);
         }
         if self.certs.borrow().find(&name).is_none() {
             let ready = self.certs.borrow().has_secret();
@@ -95,25 +119,8 @@ impl Edge {
         }
         let config = self.tls.config(&terms(&port)).map_err(io::Error::other)?;
         let begun = StartHandshake::from_parts(hello.accepted, stream).into_stream(config);
-        let stream = Box::pin(timeout_at(deadline, begun)).await??;
-        self.after_tls(stream, visit, &site, &port).await
-    }
-
-    async fn after_tls(
-        self: &Arc<Self>,
-        stream: TlsStream<TcpStream>,
-        visit: Visit,
-        site: &Arc<Site>,
-        port: &ServicePort,
-    ) -> io::Result<()> {
-        if !port.has(Handler::Http) {
-            return Box::pin(self.pass_ended(stream, &visit, site)).await;
-        }
-        set_stall(stream.get_ref().0)?;
-        match stream.get_ref().1.alpn_protocol() {
-            Some(b"h2") => self.h2(stream, visit).await,
-            _ => self.h1(stream, visit).await,
-        }
+        let stream = Box::new(timeout_at(deadline, begun).await??);
+        Ok(Some(Begun { stream, visit, site, port, _held }))
     }
 
     /// An issuer looks whether a name leads here (RFC 8737 §3).

@@ -148,7 +148,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Lease<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = self.gate.as_mut().map_or(Poll::Ready(Err(gone())), |gate| Pin::new(gate).poll_flush(cx));
+        let flushed =
+            self.gate.as_mut().map_or(Poll::Ready(Err(gone())), |gate| Pin::new(gate).poll_flush(cx));
         self.turn.flushed.store(matches!(flushed, Poll::Ready(Ok(()))), Ordering::Relaxed);
         flushed
     }
