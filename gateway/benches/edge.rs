@@ -273,7 +273,8 @@ impl Bench {
                 let some = (0..50).map(|_| one_request(connector.clone(), proxy.port));
                 held.extend(futures_util::future::join_all(some).await);
             }
-            tokio::time::sleep(Duration::from_secs(2)).await;
+            // What a connection needed while it had its request is to be given back.
+            tokio::time::sleep(Duration::from_secs(5)).await;
             each.insert(way, (proxy.resident_kib() - before) / held.len() as f64);
         }
         let shown = WAYS.map(|way| format!("{way} {:.1}", each[way]));

@@ -17,7 +17,7 @@ use anyhow::Context as _;
 use mashines_fleet::id::HostId;
 use mashines_fleet::view::View;
 use russh::keys::{Certificate, PrivateKey};
-use russh::server;
+use russh::{Preferred, server};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -40,6 +40,7 @@ const SETTLE: Duration = Duration::from_millis(100);
 pub struct HostKey {
     key: PrivateKey,
     file: PathBuf,
+    preferred: Preferred,
     settings: watch::Sender<Arc<Settings>>,
 }
 
@@ -61,21 +62,23 @@ impl Settings {
 }
 
 impl HostKey {
-    /// The key at `path`, made where there is none. A certificate that is unreadable or of another key is as none.
+    /// The key at `path`, made where there is none, for the algorithms in `preferred`. A certificate that is unreadable or of another key is as
+    /// none.
     ///
     /// # Errors
     /// The key's file cannot be read or written.
-    pub fn load(path: &Path) -> anyhow::Result<Self> {
+    pub fn load(path: &Path, preferred: Preferred) -> anyhow::Result<Self> {
         let key = load_or_create(path)?;
         let read = |file: &Path| {
             let text = std::fs::read_to_string(file).ok()?;
-            Some(server_config(key.clone(), Some(host_certificate_of(&text, &key).ok()?)))
+            Some(server_config(key.clone(), Some(host_certificate_of(&text, &key).ok()?), &preferred))
         };
-        let usual = read(&certificate_file(path, None)).unwrap_or_else(|| server_config(key.clone(), None));
+        let usual = read(&certificate_file(path, None))
+            .unwrap_or_else(|| server_config(key.clone(), None, &preferred));
         let kept = addresses_kept(path).into_iter();
         let at = kept.filter_map(|ip| Some((ip, read(&certificate_file(path, Some(ip)))?))).collect();
         let settings = watch::Sender::new(Arc::new(Settings { usual, at }));
-        Ok(Self { key, file: path.to_owned(), settings })
+        Ok(Self { key, file: path.to_owned(), preferred, settings })
     }
 
     /// russh's settings, as they are now and as they come.
@@ -134,7 +137,7 @@ impl HostKey {
             warn!(%error, file = %file.display(), "the host certificate is used, but could not be kept on disk");
         }
         info!(?address, names = ?certificate.valid_principals(), "new certificate for the gateway's host key");
-        let config = server_config(self.key.clone(), Some(certificate));
+        let config = server_config(self.key.clone(), Some(certificate), &self.preferred);
         self.settings.send_modify(|settings| {
             let settings = Arc::make_mut(settings);
             match address {

@@ -53,6 +53,7 @@ use ipnetwork::IpNetwork;
 use mashines_fleet::daemon::Common;
 use mashines_fleet::id::HostId;
 use mashines_fleet::view::View;
+use mashines_ssh::algorithms;
 use serde::{Deserialize, Serialize};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket};
@@ -116,6 +117,10 @@ pub struct Config {
     /// The port of machines' sshd.
     #[serde(default = "ssh_port")]
     pub machine_port: u16,
+    /// SSH clients must agree on a post-quantum key exchange (`mlkem768x25519-sha256`: OpenSSH 9.9 and later, paramiko 5). Without it, clients as old
+    /// as any are served as well as they can be: PuTTY, dropbear, OpenSSH of Debian 12.
+    #[serde(default)]
+    pub post_quantum_only: bool,
     /// Seconds to prove a key.
     #[serde(default = "grace")]
     pub login_grace_s: u64,
@@ -196,7 +201,9 @@ impl Doors {
     pub async fn open(config: &Config, common: &Common) -> anyhow::Result<Self> {
         let directory = common.state_dir.join("gateway");
         let host_key = config.host_key.clone().unwrap_or_else(|| directory.join("host_key"));
-        let host_key = HostKey::load(&host_key)?;
+        let algorithms =
+            if config.post_quantum_only { algorithms::post_quantum() } else { algorithms::preferred() };
+        let host_key = HostKey::load(&host_key, algorithms)?;
         let credentials = Credentials::load(&directory)?;
         let control = Control::new(&common.identity, &config.control).context("the entry's certificate")?;
         let mut listeners = Vec::new();

@@ -35,6 +35,22 @@ async fn ssh_audit_finds_nothing_but_a_fallback_for_older_clients() {
     assert!(first.contains("mlkem768x25519-sha256") && !first.contains("[warn]"), "{report}");
 }
 
+/// Who wants no fallback gets none: then there is nothing at all, and clients of before OpenSSH 9.9 do not come in.
+#[tokio::test(flavor = "multi_thread")]
+async fn ssh_audit_finds_nothing_where_post_quantum_key_exchange_is_a_must() {
+    let stage = Stage::with(|config| config.post_quantum_only = true).await;
+    let mut audit = python_module("ssh_audit").await;
+    audit.args(["-n", "-p", &stage.port(), "127.0.0.1"]);
+    let report = finish(audit, b"").await.text();
+    assert!(report.contains("mlkem768x25519-sha256") && !report.contains("DHEat"), "{report}");
+    let found: Vec<&str> =
+        report.lines().filter(|line| line.contains("[warn]") || line.contains("[fail]")).collect();
+    assert!(found.is_empty(), "{found:#?} in\n{report}");
+    let mut old = stage.ssh("ann", "web", "true");
+    old.args(["-o", "KexAlgorithms=curve25519-sha256"]);
+    assert_eq!(finish(old, b"").await.code, Some(255), "it comes in all the same");
+}
+
 /// Those who come too fast are greeted later, and none of them is lost; those who log in come as fast as they like.
 #[tokio::test(flavor = "multi_thread")]
 async fn greetings_are_slowed_down_and_logins_are_not() {

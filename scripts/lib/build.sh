@@ -8,7 +8,7 @@ lab_packages=(-p mashines-daemon -p mashines-vmm -p mashines-cli -p mashines-net
 # Prints the executables of lab tests, one a line: `CRATE NAME PATH`, with PATH relative to the checkout.
 lab_test_executables() {
     cargo test --release --quiet --no-run --message-format=json "${lab_packages[@]}" --test=machine --test=moves --test=faults \
-        --test=life --test=people --test=web --test=single --test=refusals --test=convergence |
+        --test=life --test=people --test=web --test=single --test=refusals --test=convergence --test=containers |
         python3 -c '
 import json, os, sys
 root = os.getcwd() + "/"

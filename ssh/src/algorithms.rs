@@ -17,6 +17,9 @@ const KEX: &[kex::Name] = &[
     kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
 ];
 
+/// Those of [`KEX`] that a quantum computer would break.
+const CLASSIC: &[kex::Name] = &[kex::CURVE25519, kex::CURVE25519_PRE_RFC_8731];
+
 /// Authenticated ciphers first. The client's order decides; ours matters towards machines, where AES-GCM is the fastest.
 const CIPHERS: &[cipher::Name] = &[
     cipher::AES_128_GCM,
@@ -52,6 +55,13 @@ pub fn preferred() -> Preferred {
         compression: Cow::Borrowed(&[compression::NONE]),
         ..Preferred::DEFAULT
     }
+}
+
+/// The same for who would rather lose clients older than the year 2025 than have what they say recorded and read once there are quantum computers
+/// for it: no key exchange but the post-quantum one.
+pub fn post_quantum() -> Preferred {
+    let kex = KEX.iter().copied().filter(|name| !CLASSIC.contains(name)).collect();
+    Preferred { kex: Cow::Owned(kex), ..preferred() }
 }
 
 /// Whether a signature algorithm is still good enough.

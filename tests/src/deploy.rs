@@ -43,6 +43,13 @@ impl Checkout {
         run(self.git().args(["commit", "--quiet", "--message", "change"])).map(drop)
     }
 
+    /// Puts a file there, for the next commit.
+    pub fn put(&self, name: &str, bytes: &[u8], mode: u32) -> Result<()> {
+        let file = self.directory.join(name);
+        std::fs::write(&file, bytes)?;
+        Ok(std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(mode))?)
+    }
+
     /// Begins a push to a machine; its words come from standard error.
     pub fn push(&self, slug: &str) -> Result<Child> {
         self.push_with(slug, &[])

@@ -158,3 +158,69 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Lease<S> {
         self.gate.as_mut().map_or(Poll::Ready(Err(gone())), |gate| Pin::new(gate).poll_shutdown(cx))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+    use super::*;
+
+    const HEAD: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+    async fn read(lease: &mut Lease<tokio::io::DuplexStream>) -> usize {
+        lease.read(&mut [0; 1024]).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_connection_rests_only_when_nothing_would_be_lost() {
+        let (mut client, stream) = duplex(4096);
+        let (turn, mut lease) = Turn::begin(Gate::new(stream));
+        client.write_all(HEAD).await.unwrap();
+        assert_eq!(read(&mut lease).await, HEAD.len());
+        assert!(!turn.rests(), "hyper has a head that it has not begun with");
+        let serving = turn.serve();
+        assert!(!turn.rests(), "a request is under way");
+        lease.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        drop(serving);
+        assert!(!turn.rests(), "the answer is not flushed");
+        lease.flush().await.unwrap();
+        assert!(turn.rests());
+
+        client.write_all(&HEAD[..5]).await.unwrap();
+        assert!(futures_util::FutureExt::now_or_never(read(&mut lease)).is_none());
+        assert!(turn.rests(), "the beginning of a head stays in the gate");
+        drop(lease);
+        let mut gate = turn.take().unwrap();
+        client.write_all(&HEAD[5..]).await.unwrap();
+        assert!(std::future::poll_fn(|cx| gate.poll_head(cx)).await.unwrap());
+        let (turn, mut lease) = Turn::begin(gate);
+        assert_eq!(read(&mut lease).await, HEAD.len());
+        assert!(!turn.rests(), "the head counts for the new turn");
+    }
+
+    #[tokio::test]
+    async fn requests_that_came_together_are_all_begun_before_it_rests() {
+        let (mut client, stream) = duplex(4096);
+        let (turn, mut lease) = Turn::begin(Gate::new(stream));
+        client.write_all(&HEAD.repeat(2)).await.unwrap();
+        assert_eq!(read(&mut lease).await, HEAD.len() * 2);
+        drop(turn.serve());
+        assert!(!turn.rests(), "one of the two has not begun");
+        drop(turn.serve());
+        assert!(turn.rests());
+    }
+
+    #[tokio::test]
+    async fn a_body_is_no_rest() {
+        let (mut client, stream) = duplex(4096);
+        let (turn, mut lease) = Turn::begin(Gate::new(stream));
+        let head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n";
+        client.write_all(head).await.unwrap();
+        assert_eq!(read(&mut lease).await, head.len());
+        drop(turn.serve());
+        assert!(!turn.rests(), "the rest of the body comes");
+        client.write_all(b"abc").await.unwrap();
+        assert_eq!(read(&mut lease).await, 3);
+        assert!(turn.rests());
+    }
+}

@@ -25,9 +25,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use mashines_ssh::{Severable, algorithms};
+use mashines_ssh::Severable;
 use russh::keys::{Certificate, PrivateKey};
-use russh::{Disconnect, MethodKind, MethodSet, SshId, server};
+use russh::{Disconnect, MethodKind, MethodSet, Preferred, SshId, server};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
@@ -108,7 +108,11 @@ fn methods() -> MethodSet {
 }
 
 /// russh's settings.
-pub fn server_config(host_key: PrivateKey, certificate: Option<Certificate>) -> Arc<server::Config> {
+pub fn server_config(
+    host_key: PrivateKey,
+    certificate: Option<Certificate>,
+    preferred: &Preferred,
+) -> Arc<server::Config> {
     Arc::new(server::Config {
         server_id: SshId::Standard("SSH-2.0-mashines".into()),
         methods: methods(),
@@ -118,7 +122,7 @@ pub fn server_config(host_key: PrivateKey, certificate: Option<Certificate>) -> 
         max_auth_attempts: 20,
         keys: vec![host_key],
         certificates: certificate.into_iter().collect(),
-        preferred: algorithms::preferred(),
+        preferred: preferred.clone(),
         channel_buffer_size: CHANNEL_QUEUE,
         // Sessions may be silent for days; a client that answers no keepalive for ten minutes has gone.
         inactivity_timeout: Some(DEAD),
