@@ -72,6 +72,7 @@ use self::sites::Sites;
 use self::tally::{Held, Tally};
 use self::tls::Tls;
 use self::upstream::Upstreams;
+use crate::accounts::Accounts;
 use crate::arrival::{Arrival, Speech};
 use crate::control::Control;
 use crate::directory::Directory;
@@ -130,6 +131,7 @@ pub struct Edge {
     places: Places,
     health: Arc<Health>,
     upstreams: Arc<Upstreams>,
+    accounts: Arc<Accounts>,
     control: Control,
     directory: watch::Receiver<Arc<Directory>>,
     /// Connections that became another protocol.
@@ -156,7 +158,7 @@ impl Edge {
     pub fn new(
         settings: Settings,
         common: &Common,
-        control: Control,
+        (control, accounts): (Control, Arc<Accounts>),
         directory: watch::Receiver<Arc<Directory>>,
         (bridges, closing, ending): (TaskTracker, CancellationToken, CancellationToken),
         tasks: &mut JoinSet<()>,
@@ -177,6 +179,7 @@ impl Edge {
             places: Places::default(),
             health,
             upstreams,
+            accounts,
             control,
             directory,
             bridges,
