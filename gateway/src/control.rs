@@ -5,9 +5,10 @@ use std::net::Ipv4Addr;
 use http::{HeaderName, HeaderValue, Method, Response};
 use mashines_fleet::access::Standing;
 use mashines_fleet::api::{ACCOUNT_HEADER, ACT_FOR_HEADER, ROLE_HEADER};
+use mashines_fleet::entry_api::{CHECKS, CheckReport};
 use mashines_fleet::id::AccountId;
 use mashines_fleet::pki::{Identity, PkiError};
-use mashines_fleet::rpc::{self, RpcError};
+use mashines_fleet::rpc::{self, Empty, RpcError};
 use serde::{Deserialize, Serialize};
 
 /// A public key to be certified.
@@ -70,6 +71,16 @@ impl Control {
         address: Option<Ipv4Addr>,
     ) -> Result<String, RpcError> {
         self.ask_certificate("/internal/v1/ssh/host-certificates", public_key, address).await
+    }
+
+    /// Whether there is any control to ask.
+    pub fn is_known(&self) -> bool {
+        self.0.is_known()
+    }
+
+    /// Tells what health checks find.
+    pub async fn checks(&self, report: &CheckReport) -> Result<(), RpcError> {
+        self.0.ask(CHECKS, report).await.map(|Empty {}| ())
     }
 
     /// Makes an account for somebody whom nobody knows yet.

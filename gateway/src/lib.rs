@@ -73,6 +73,7 @@ use crate::lobby::Lobby;
 use crate::ports::Ports;
 use crate::proxied::Balancers;
 use crate::recording::Recordings;
+pub use crate::recording::prune::RecordingLimits;
 use crate::ssh::{Gateway, Listens};
 use crate::strangers::Strangers;
 use crate::upstream::Pool;
@@ -139,6 +140,9 @@ pub struct Config {
     /// is not set.
     #[serde(default)]
     pub recordings: Option<PathBuf>,
+    /// How long recordings are kept: 90 days and 10 GiB where nothing is set.
+    #[serde(default)]
+    pub recording_limits: RecordingLimits,
     /// Seconds that sessions have to end by themselves when the gateway is stopped.
     #[serde(default = "drain")]
     pub drain_s: u64,
@@ -254,6 +258,8 @@ impl Doors {
             tasks.spawn(self.host_key.keep_certified(self.control.clone(), entry, common.view.clone()));
         }
         let accounts = Accounts::new(self.config.account_limits);
+        let recordings = self.recordings.directory().to_owned();
+        tasks.spawn(recording::prune::keep_to(self.config.recording_limits, recordings));
         if let Some(entry) = self.entry {
             let ports = Ports {
                 entry,

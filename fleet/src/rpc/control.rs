@@ -35,6 +35,11 @@ impl Control {
         Ok(Self { clients })
     }
 
+    /// Whether there is any address to ask.
+    pub fn is_known(&self) -> bool {
+        !self.clients.is_empty()
+    }
+
     /// The same connections with another time-out for whole calls to each address.
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {

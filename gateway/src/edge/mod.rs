@@ -18,7 +18,8 @@
 //! | `serve`, `rest`, `proxy`, `upgrade` | a client's connection, whether it rests, one request, one that becomes another protocol |
 //! | [`upstream`], `reach` | connections to machines: kept, or made, whatever the machine is doing |
 //! | [`body`] | bodies, a frame at a time |
-//! | [`places`], [`tally`], [`health`] | how much at once, and whether at all |
+//! | [`places`], [`tally`] | how much at once |
+//! | [`health`], `checks` | whether at all, and telling it |
 //! | `pass` | bytes that nobody looks into |
 //! | [`page`] | what is said when the machine does not answer |
 //!
@@ -30,6 +31,7 @@
 
 pub mod body;
 pub mod certs;
+mod checks;
 pub mod framing;
 pub mod gate;
 pub mod headers;
@@ -166,6 +168,9 @@ impl Edge {
         let (sites, certs) = project(common, tasks);
         let health = Arc::new(Health::default());
         tasks.spawn(health::follow(Arc::clone(&health), sites.clone()));
+        if control.is_known() {
+            tasks.spawn(checks::tell(Arc::clone(&health), control.clone()));
+        }
         let upstreams = Arc::new(Upstreams::default());
         tasks.spawn(Arc::clone(&upstreams).sweep());
         Arc::new(Self {
