@@ -2,7 +2,7 @@
 
 use http::Method;
 use mashines_fleet::entry_api::{
-    ACME_ACCOUNTS, CERTIFICATES, CHALLENGES, Failed, Issued, Lease, Order, Platform, PutAccount,
+    ACME_ACCOUNTS, CERTIFICATES, CHALLENGES, Failed, Issued, Lease, Order, Platform, PutAccount, Roll,
     ShowChallenge, Shown, SigningRequest, Window,
 };
 use mashines_fleet::id::{ChallengeId, DomainName, IssuerName};
@@ -74,6 +74,11 @@ impl Control {
     /// Ends that.
     pub async fn hide(&self, id: &ChallengeId) -> Result<(), RpcError> {
         self.0.tell(Method::DELETE, &format!("{CHALLENGES}/{id}"), &Empty {}).await.map(|Empty {}| ())
+    }
+
+    /// A step of the change of an account's key; the account as it is then.
+    pub async fn roll(&self, issuer: &IssuerName, body: &Roll) -> Result<AcmeAccount, RpcError> {
+        self.0.tell(Method::POST, &format!("{ACME_ACCOUNTS}/{issuer}/rollover"), body).await
     }
 
     /// Keeps an account at an issuer; the one in force.

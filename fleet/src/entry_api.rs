@@ -15,6 +15,7 @@
 //! | `POST /internal/v1/challenges` | [`ShowChallenge`] → [`Shown`]; `DELETE …/{id}` |
 //! | `POST /internal/v1/checks` | [`CheckReport`] → `Empty`: what the entry's health checks find; in memory only |
 //! | `PUT /internal/v1/acme-accounts/{issuer}` | [`PutAccount`] → [`AcmeAccount`](crate::record::AcmeAccount): the one in force |
+//! | `POST /internal/v1/acme-accounts/{issuer}/rollover` | [`Roll`] → `AcmeAccount`: a step of a change of its key |
 
 use serde::{Deserialize, Serialize};
 
@@ -181,4 +182,30 @@ pub struct CheckFound {
     pub output: String,
     /// Since when, by the entry's clock.
     pub since: UnixMs,
+}
+
+/// A step of the change of an account's key. Nothing happens where the present one is not the one that was meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Roll {
+    /// The present one, as it is on record.
+    pub credentials: Sealed,
+    /// The step.
+    pub step: RollStep,
+}
+
+/// The steps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RollStep {
+    /// This is to be the next key, where there is none: before the issuer hears of it.
+    Next(Sealed),
+    /// The issuer has changed to the next key.
+    Done,
+    /// The issuer will not change.
+    Refused {
+        /// Its words.
+        what: String,
+        /// What a person can do.
+        hint: String,
+    },
 }
