@@ -136,12 +136,10 @@ async fn the_header_towards_the_machine_names_the_client_and_not_the_balancer() 
 async fn a_header_of_anybody_else_is_no_request_and_a_balancer_without_one_gets_nowhere() {
     let stage = behind_balancers().await;
     stage.machine("web", serve(app()).await).await;
-    let header = format!(
-        "PROXY TCP4 198.51.100.7 192.0.2.1 5000 80\r\nGET / HTTP/1.1\r\nHost: web.mashine.dev\r\nConnection: close\r\n\r\n"
-    );
+    let request = "PROXY TCP4 198.51.100.7 192.0.2.1 5000 80\r\nGET / HTTP/1.1\r\nHost: web.mashine.dev\r\nConnection: close\r\n\r\n";
     for from in [stage.http, stage.https] {
         let mut stranger = TcpStream::connect(from).await.unwrap();
-        stranger.write_all(header.as_bytes()).await.unwrap();
+        stranger.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         let _reset = stranger.read_to_string(&mut answer).await;
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer}");

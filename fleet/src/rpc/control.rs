@@ -119,7 +119,7 @@ impl Control {
         body: Bytes,
         twice: Twice,
     ) -> Result<Response<Bytes>, RpcError> {
-        let none = "no address of control is known here: set `control` in the section of this role";
+        let none = "the configuration names no address of control: set `control` in the section of this role";
         let mut last = unsent(method, path, none.to_owned());
         for client in &self.clients {
             match client.request(method.clone(), path, headers, body.clone()).await {

@@ -147,5 +147,5 @@ async fn control_is_the_first_address_that_answers_and_a_call_that_may_have_arri
     assert_eq!(asked, "entry1.host.mashines.internal");
 
     let nobody = Control::default().get::<Empty>("/who").await.unwrap_err();
-    assert!(nobody.to_string().contains("no address of control is known"), "{nobody}");
+    assert!(nobody.to_string().contains("names no address of control"), "{nobody}");
 }
