@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use instant_acme::{Account, AccountCredentials, ExternalAccountKey, NewAccount};
-use mashines_fleet::entry_api::PutAccount;
+use mashines_fleet::entry_api::{PutAccount, Roll, RollStep};
 use mashines_fleet::id::IssuerName;
 use mashines_fleet::key::Key;
 use mashines_fleet::record::AcmeAccount;
@@ -22,6 +22,7 @@ use crate::control::Control;
 use crate::fault::{Fault, is_unknown_account};
 use crate::http::Http;
 use crate::past_nonces;
+use crate::rollover::{self, Credentials};
 
 /// One issuer, and our account there once it is known.
 pub struct Door {
@@ -101,11 +102,16 @@ impl Door {
         let current = record.filter(|record| record.directory == self.issuer.directory);
         if let (Some(record), Some((sealed, account))) = (current, &*known)
             && record.credentials == *sealed
+            && next_key(record).is_none()
         {
             return Ok(account.clone());
         }
         let found = match current {
-            Some(record) => self.opened(record, secret, clock).await?,
+            Some(record) => match self.rolled(record, control, secret, clock).await {
+                Ok(rolled) => self.opened(&rolled, secret, clock).await?,
+                // With the present key, then: while the issuer has not changed it, that is good.
+                Err(_told_by_the_task_for_it) => self.opened(record, secret, clock).await?,
+            },
             None => {
                 let replaces = record.map(|record| record.credentials.clone());
                 self.make(replaces, control, secret, clock).await?
@@ -136,6 +142,93 @@ impl Door {
         Ok(account)
     }
 
+    /// Goes on with the change of the account's key, as far as it can now; the account as it is then.
+    ///
+    /// # Errors
+    /// [`Fault`]: it is tried again, but for what the issuer refused.
+    pub async fn roll(
+        &self,
+        view: &View,
+        control: &Control,
+        secret: &EntrySecret,
+        clock: &Clock,
+    ) -> Result<(), Fault> {
+        let known = self.known.lock().await;
+        let record = view.acme_accounts.get(&self.issuer.name);
+        let Some(record) = record.filter(|record| record.directory == self.issuer.directory) else {
+            return Ok(());
+        };
+        let Some(rollover) = record.rolling() else { return Ok(()) };
+        let mut record = AcmeAccount::clone(record);
+        if rollover.next.is_none() {
+            let next = self.credentials(&record.credentials, secret)?.with_new_key();
+            let next = next.map_err(|error| self.fault(&error, clock))?;
+            let json = serde_json::to_vec(&next).map_err(|error| self.ours(&error))?;
+            let sealed = secret.seal(&self.key(), &json).map_err(|error| self.ours(&error))?;
+            record = self.step(&record, RollStep::Next(sealed), control).await?;
+        }
+        let rolled = self.rolled(&record, control, secret, clock).await;
+        drop(known);
+        let fault = match rolled {
+            Ok(_) => return Ok(()),
+            Err(fault) => fault,
+        };
+        if matches!(fault, Fault::Refused { .. }) {
+            let step = RollStep::Refused { what: fault.to_string(), hint: fault.hint() };
+            self.step(&record, step, control).await?;
+        }
+        Err(fault)
+    }
+
+    /// The account with the key that the issuer knows by now: the next one where there is one, which it is told of.
+    async fn rolled(
+        &self,
+        record: &AcmeAccount,
+        control: &Control,
+        secret: &EntrySecret,
+        clock: &Clock,
+    ) -> Result<AcmeAccount, Fault> {
+        let Some(next) = next_key(record) else { return Ok(record.clone()) };
+        let (http, directory) = (&self.http, self.issuer.directory.as_str());
+        let (old, new) = (self.credentials(&record.credentials, secret)?, self.credentials(next, secret)?);
+        let fault = |error: instant_acme::Error| self.fault(&error, clock);
+        // Whoever was here before may have died with the answer.
+        if !rollover::is_known(http, directory, &new).await.map_err(fault)? {
+            let changed = rollover::change(http, directory, &old, &new).await;
+            if let Err(error) = changed
+                && !rollover::is_known(http, directory, &new).await.map_err(fault)?
+            {
+                return Err(match error {
+                    instant_acme::Error::Unsupported(what) => Fault::Refused {
+                        what: format!("it has no such thing as {what}"),
+                        kind: String::new(),
+                    },
+                    error => fault(error),
+                });
+            }
+        }
+        self.step(record, RollStep::Done, control).await
+    }
+
+    async fn step(
+        &self,
+        record: &AcmeAccount,
+        step: RollStep,
+        control: &Control,
+    ) -> Result<AcmeAccount, Fault> {
+        let roll = Roll { credentials: record.credentials.clone(), step };
+        control.roll(&self.issuer.name, &roll).await.map_err(|error| self.ours(&error))
+    }
+
+    fn credentials(&self, sealed: &Sealed, secret: &EntrySecret) -> Result<Credentials, Fault> {
+        let json = secret.open(&self.key(), sealed).map_err(|error| self.ours(&error))?;
+        serde_json::from_slice(&json).map_err(|error| self.ours(&error))
+    }
+
+    fn ours(&self, error: &dyn std::fmt::Display) -> Fault {
+        Fault::Ours(format!("our account at {}: {error}", self.issuer.name))
+    }
+
     fn key(&self) -> Key {
         Key::AcmeAccount(self.issuer.name.clone())
     }
@@ -146,11 +239,9 @@ impl Door {
         secret: &EntrySecret,
         clock: &Clock,
     ) -> Result<(Sealed, Account), Fault> {
-        let ours = |error: &dyn std::fmt::Display| {
-            Fault::Ours(format!("our account at {}: {error}", self.issuer.name))
-        };
-        let json = secret.open(&self.key(), &record.credentials).map_err(|error| ours(&error))?;
-        let credentials: AccountCredentials = serde_json::from_slice(&json).map_err(|error| ours(&error))?;
+        let json = secret.open(&self.key(), &record.credentials).map_err(|error| self.ours(&error))?;
+        let credentials: AccountCredentials =
+            serde_json::from_slice(&json).map_err(|error| self.ours(&error))?;
         let builder = Account::builder_with_http(Box::new(self.http.clone()));
         let account = builder.from_credentials(credentials).await;
         let account = account.map_err(|error| self.fault(&error, clock))?;
@@ -174,20 +265,22 @@ impl Door {
             eab.as_ref(),
         ));
         let (account, credentials) = made.map_err(|error| self.fault(&error, clock))?;
-        let ours = |error: &dyn std::fmt::Display| {
-            Fault::Ours(format!("our account at {}: {error}", self.issuer.name))
-        };
-        let json = serde_json::to_vec(&credentials).map_err(|error| ours(&error))?;
-        let sealed = secret.seal(&self.key(), &json).map_err(|error| ours(&error))?;
+        let json = serde_json::to_vec(&credentials).map_err(|error| self.ours(&error))?;
+        let sealed = secret.seal(&self.key(), &json).map_err(|error| self.ours(&error))?;
         let body =
             PutAccount { directory: self.issuer.directory.clone(), credentials: sealed.clone(), replaces };
-        let kept = control.account(&self.issuer.name, &body).await.map_err(|error| ours(&error))?;
+        let kept = control.account(&self.issuer.name, &body).await.map_err(|error| self.ours(&error))?;
         if kept.credentials == sealed {
             return Ok((sealed, account));
         }
         // Another entry was faster: its account is everybody's, and ours is never used.
         self.opened(&kept, secret, clock).await
     }
+}
+
+/// The key that the issuer may know already.
+fn next_key(record: &AcmeAccount) -> Option<&Sealed> {
+    record.rolling()?.next.as_ref()
 }
 
 /// Runs a call with our account, and once more with a new account when the issuer does not know the first.

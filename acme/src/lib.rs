@@ -12,7 +12,7 @@
 //! | [`worker`] | one step, under the lease |
 //! | [`order`], [`ready`] | one order; do all servers show its challenge? |
 //! | [`window`] | when it is renewed (RFC 9773) |
-//! | [`account`], [`http`] | our accounts at issuers, and the way there |
+//! | [`account`], [`rollover`], [`http`] | our accounts at issuers, a new key for one, and the way there |
 //! | [`fault`] | what went wrong: whose fault, what to do, when again |
 //!
 //! Invariants:
@@ -30,6 +30,7 @@ pub mod http;
 pub mod order;
 pub mod plan;
 pub mod ready;
+pub mod rollover;
 pub mod window;
 pub mod worker;
 
@@ -39,7 +40,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use mashines_fleet::daemon::Common;
-use mashines_fleet::id::{DomainName, HostId};
+use mashines_fleet::id::{DomainName, HostId, IssuerName};
 use mashines_fleet::record::Certificate;
 use mashines_fleet::view::View;
 use tokio::task::{self, JoinSet};
@@ -72,6 +73,9 @@ const PARALLEL: usize = 4;
 
 /// A look at everything even when nothing was heard: the time passes, and a clock may be set.
 const TICK: Duration = Duration::from_secs(1);
+
+/// From one try to change an account's key to the next.
+const ROLL_AGAIN: Duration = Duration::from_secs(30);
 
 /// After control could not be asked, or said that another is at work.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -124,6 +128,8 @@ struct Desk {
     busy: BTreeMap<task::Id, DomainName>,
     paused: BTreeMap<DomainName, Instant>,
     platform_asked: Option<Instant>,
+    /// Accounts whose key is being changed, and not tried before.
+    rolling: BTreeMap<IssuerName, Instant>,
 }
 
 impl Role {
@@ -162,6 +168,7 @@ impl Role {
         if self.around.secrets.borrow().is_none() {
             return;
         }
+        self.roll_keys(view, desk);
         for name in self.plan(view) {
             if desk.busy.len() >= PARALLEL {
                 return;
@@ -179,6 +186,35 @@ impl Role {
                 outcome.is_ok()
             });
             desk.busy.insert(begun.id(), name);
+        }
+    }
+
+    /// Goes on with the changes of accounts' keys that administrators asked for.
+    fn roll_keys(&self, view: &View, desk: &mut Desk) {
+        desk.rolling.retain(|_, until| Instant::now() < *until);
+        for name in &self.around.doors.names {
+            let rolls = view.acme_accounts.get(name).is_some_and(|account| account.rolling().is_some());
+            let Some(door) =
+                self.around.doors.get(name).filter(|_| rolls && !desk.rolling.contains_key(name))
+            else {
+                continue;
+            };
+            // Longer than its calls may take: it is not begun twice.
+            desk.rolling.insert(name.clone(), Instant::now() + ROLL_AGAIN);
+            let (around, door) = (Arc::clone(&self.around), Arc::clone(door));
+            desk.tasks.spawn(async move {
+                let Ok(secret) = around.secret() else { return true };
+                let view = around.view();
+                let rolled = door.roll(&view, &around.control, &secret, &around.clock);
+                match tokio::time::timeout(ROLL_AGAIN, rolled).await {
+                    Ok(Ok(())) => (),
+                    Ok(Err(fault)) => {
+                        tracing::warn!(issuer = %door.issuer.name, %fault, "the account's key is not changed");
+                    }
+                    Err(_late) => tracing::warn!(issuer = %door.issuer.name, "the change of the account's key takes too long"),
+                }
+                true
+            });
         }
     }
 

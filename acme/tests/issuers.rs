@@ -7,6 +7,7 @@ mod support;
 use std::time::Duration;
 
 use mashines_acme::config::Eab;
+use mashines_fleet::api::IssuerAccount;
 use mashines_fleet::issuance::LEASE;
 use serde_json::json;
 use support::fleet::eventually;
@@ -218,4 +219,29 @@ async fn work_goes_on_over_a_restart_of_control_and_a_lost_account_is_made_anew(
     world.issued("web.mashine.test").await;
     assert_eq!(ca.lock().accounts.len(), 2);
     assert!(world.view().acme_accounts.len() == 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_issuer_that_changes_no_keys_is_told_of_and_its_account_goes_on() {
+    log();
+    let world = World::up().await;
+    let ca = TestCa::start().await;
+    let _entry = world.entry("entry1", vec![ca.issuer("own")]).await;
+    world.issued(WILDCARD).await;
+    let before = world.view().acme_accounts[&"own".parse().unwrap()].clone();
+    let path = "/v1/fleet/issuers/own/rollover";
+    world.fleet.post::<serde_json::Value>(path, json!({})).await.unwrap();
+    let told = eventually("the refusal is shown", || async {
+        let all: Vec<IssuerAccount> = world.fleet.client.get("/v1/fleet/issuers").await.unwrap();
+        all[0].refused.clone()
+    })
+    .await;
+    assert!(told.message.contains("a change of an account's key"), "{told:?}");
+    let after = world.view().acme_accounts[&"own".parse().unwrap()].clone();
+    assert_eq!(after.credentials, before.credentials);
+    world.fleet.started("web").await;
+    world.add(json!({"hostname": "web.mashine.test"})).await;
+    world.issued("web.mashine.test").await;
+    let unknown = world.fleet.post::<serde_json::Value>("/v1/fleet/issuers/owm/rollover", json!({})).await;
+    assert!(unknown.unwrap_err().message().contains("own"), "a name that is nearly right is helped");
 }

@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
 use crate::certificates::keeper::Keeper;
+use crate::checks::Checks;
 use crate::config::Config;
 use crate::failure::{Failure, Result};
 use crate::found::Secret;
@@ -39,6 +40,8 @@ pub struct Inner {
     pub records: Records,
     /// Reports and clients.
     pub hosts: Hosts,
+    /// What entries' health checks find.
+    pub checks: Checks,
     /// The fleet's CA.
     pub ca: Ca,
     /// The platform's SSH CA.
@@ -84,6 +87,7 @@ impl Control {
         let ssh: Secret = records.private(Private::SshCa).await?.ok_or_else(missing)?;
         Ok(Self(Arc::new(Inner {
             hosts: Hosts::new(identity),
+            checks: Checks::default(),
             ca: Ca::from_pem(ca.public, ca.secret),
             ssh_ca: SshCa::from_secret(&ssh.secret)?,
             secret,

@@ -18,6 +18,7 @@
 mod addresses;
 mod api;
 mod certificates;
+mod checks;
 mod config;
 mod control;
 mod failure;

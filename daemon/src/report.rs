@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use mashines_fleet::daemon::Common;
 use mashines_fleet::host_api::{HostState, Report};
 use mashines_fleet::record::{Capacity, Host, HostRole};
-use mashines_fleet::rpc::Client;
+use mashines_fleet::rpc::{Control, Empty};
 use netd::config::Underlay;
 use tokio::sync::watch;
 
@@ -30,12 +30,14 @@ pub async fn run(
     mut state: Option<watch::Receiver<HostState>>,
 ) -> Result<()> {
     let base = record(config, role)?;
-    let clients = clients(config, common)?;
+    let control = Control::new(&common.identity, &config.control_urls()?).context("clients of control")?;
+    let control = control.with_timeout(TIMEOUT);
     let path = format!("/internal/v1/hosts/{}/report", config.id);
     let mut trouble: Option<String> = None;
     loop {
         let now = state.as_mut().map(|s| s.borrow_and_update().clone());
-        let heard = send(&clients, &path, &report(&base, now)).await;
+        let heard = control.ask(&path, &report(&base, now)).await;
+        let heard = heard.map(|Empty {}| ()).map_err(|error| error.to_string());
         match (&heard, &trouble) {
             (Ok(()), Some(_)) => tracing::info!("control hears the reports again"),
             (Err(e), before) if before.as_ref() != Some(e) => tracing::warn!("control was not told: {e}"),
@@ -57,27 +59,6 @@ async fn changed(state: &mut Option<watch::Receiver<HostState>>) {
         return;
     }
     std::future::pending().await
-}
-
-fn clients(config: &Config, common: &Common) -> Result<Vec<Client>> {
-    let urls = config.control_urls()?;
-    let client = |url: &String| {
-        let client = Client::to_control(&common.identity, url);
-        client.map(|c| c.with_timeout(TIMEOUT)).with_context(|| format!("a client of control at {url}"))
-    };
-    urls.iter().map(client).collect()
-}
-
-/// To the first control that answers.
-async fn send(clients: &[Client], path: &str, report: &Report) -> Result<(), String> {
-    let mut why = String::from("no address of control is known");
-    for client in clients {
-        match client.post::<_, serde_json::Value>(path, report).await {
-            Ok(_) => return Ok(()),
-            Err(e) => why = e.to_string(),
-        }
-    }
-    Err(why)
 }
 
 fn report(base: &Host, state: Option<HostState>) -> Report {

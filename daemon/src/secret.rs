@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use mashines_fleet::daemon::Common;
 use mashines_fleet::host_api::{ENTRY_SECRET, EntrySecretAnswer};
-use mashines_fleet::rpc::Client;
+use mashines_fleet::rpc::Control;
 use mashines_fleet::sealed::EntrySecret;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -54,21 +54,19 @@ pub fn follow(
 
 /// Asks until somebody answers.
 async fn ask(urls: &[String], common: &Common) -> Result<EntrySecret> {
+    let control = Control::new(&common.identity, urls)?.with_timeout(TIMEOUT);
     let mut told = false;
     loop {
-        for url in urls {
-            let client = Client::to_control(&common.identity, url)?.with_timeout(TIMEOUT);
-            match client.get::<EntrySecretAnswer>(ENTRY_SECRET).await {
-                Ok(answer) => {
-                    return EntrySecret::from_hex(&answer.secret)
-                        .context("control's secret for entries is not 64 hex digits");
-                }
-                Err(error) if !told => {
-                    told = true;
-                    tracing::warn!(%url, %error, "the entries' secret is not there yet: zones are unsigned and private keys closed until then");
-                }
-                Err(_) => {}
+        match control.get(ENTRY_SECRET).await {
+            Ok(EntrySecretAnswer { secret }) => {
+                return EntrySecret::from_hex(&secret)
+                    .context("control's secret for entries is not 64 hex digits");
             }
+            Err(error) if !told => {
+                told = true;
+                tracing::warn!(%error, "the entries' secret is not there yet: zones are unsigned and private keys closed until then");
+            }
+            Err(_) => {}
         }
         tokio::time::sleep(EVERY).await;
     }

@@ -1,4 +1,5 @@
-//! What entries ask of control about certificates: leases, orders, challenges, outcomes. Entries decide, control writes.
+//! What entries ask of control about certificates (leases, orders, challenges, outcomes), and what they tell it of health checks. Entries
+//! decide, control writes.
 //!
 //! C = `/internal/v1/certificates/{name}`. All take an entry's certificate; all but the first two and the challenges need the lease.
 //!
@@ -12,11 +13,14 @@
 //! | `POST C/failed` | [`Failed`] |
 //! | `POST C/window` | [`Window`] |
 //! | `POST /internal/v1/challenges` | [`ShowChallenge`] → [`Shown`]; `DELETE …/{id}` |
+//! | `POST /internal/v1/checks` | [`CheckReport`] → `Empty`: what the entry's health checks find; in memory only |
 //! | `PUT /internal/v1/acme-accounts/{issuer}` | [`PutAccount`] → [`AcmeAccount`](crate::record::AcmeAccount): the one in force |
+//! | `POST /internal/v1/acme-accounts/{issuer}/rollover` | [`Roll`] → `AcmeAccount`: a step of a change of its key |
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{ChallengeId, DomainName, IssuerName};
+use crate::api::CheckStatus;
+use crate::id::{ChallengeId, DomainName, IssuerName, MachineId};
 use crate::record::{Certificate, Show, UnixMs};
 use crate::sealed::Sealed;
 
@@ -142,4 +146,66 @@ pub struct PutAccount {
     /// What it takes the place of: none for a first one. When something else is on record, that stays and is the answer.
     #[serde(default)]
     pub replaces: Option<Sealed>,
+}
+
+/// Where entries tell what their health checks find.
+pub const CHECKS: &str = "/internal/v1/checks";
+
+/// The most checks in one report.
+pub const MOST_CHECKS: usize = 20_000;
+
+/// The longest output of a check, characters.
+pub const LONGEST_OUTPUT: usize = 200;
+
+/// What an entry's health checks find: what has changed since its last report, and now and then all of it, since control keeps it in
+/// memory only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckReport {
+    /// It is all: what is not in it is not looked at any more.
+    pub whole: bool,
+    /// The checks.
+    pub checks: Vec<CheckFound>,
+}
+
+/// What was found of one check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckFound {
+    /// Whose.
+    pub machine: MachineId,
+    /// The service, by its `internal_port`.
+    pub port: u16,
+    /// The check's place in the service.
+    pub number: usize,
+    /// What it comes to.
+    pub status: CheckStatus,
+    /// For people.
+    pub output: String,
+    /// Since when, by the entry's clock.
+    pub since: UnixMs,
+}
+
+/// A step of the change of an account's key. Nothing happens where the present one is not the one that was meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Roll {
+    /// The present one, as it is on record.
+    pub credentials: Sealed,
+    /// The step.
+    pub step: RollStep,
+}
+
+/// The steps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RollStep {
+    /// This is to be the next key, where there is none: before the issuer hears of it.
+    Next(Sealed),
+    /// The issuer has changed to the next key.
+    Done,
+    /// The issuer will not change.
+    Refused {
+        /// Its words.
+        what: String,
+        /// What a person can do.
+        hint: String,
+    },
 }

@@ -269,6 +269,8 @@ mod tests {
             failures: Default::default(),
             paused_until: None,
             paused: Default::default(),
+            rollover: None,
+            key_since: None,
             created_at: 0,
         }
     }

@@ -12,8 +12,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 pub use self::names::{
-    AcmeAccount, Certificate, CertificateLease, CertificateSource, Challenge, Domain, OwnRecord, Problem,
-    Show, UpdateKey, ZoneKey, ZoneKeyState, ZoneKeys,
+    AcmeAccount, Certificate, CertificateLease, CertificateSource, Challenge, Domain, KeyRollover, OwnRecord,
+    Problem, Show, UpdateKey, ZoneKey, ZoneKeyState, ZoneKeys,
 };
 pub use self::services::Service;
 use crate::id::{

@@ -1,13 +1,14 @@
-//! Control, as the gateway calls it: the first of its addresses that can be reached.
+//! What the gateway asks of control.
 
 use std::net::Ipv4Addr;
 
 use http::{HeaderName, HeaderValue, Method, Response};
 use mashines_fleet::access::Standing;
 use mashines_fleet::api::{ACCOUNT_HEADER, ACT_FOR_HEADER, ROLE_HEADER};
+use mashines_fleet::entry_api::{CHECKS, CheckReport};
 use mashines_fleet::id::AccountId;
 use mashines_fleet::pki::{Identity, PkiError};
-use mashines_fleet::rpc::{Client, RpcError};
+use mashines_fleet::rpc::{self, Empty, RpcError};
 use serde::{Deserialize, Serialize};
 
 /// A public key to be certified.
@@ -47,32 +48,18 @@ pub struct NewAccount<'a> {
     pub source: std::net::IpAddr,
 }
 
-/// Why control gave no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum ControlError {
-    /// The `[gateway]` section names no address.
-    #[error("the configuration of this entry names no address of control: set `control` in [gateway]")]
-    NoAddress,
-    /// The call failed at each address; this is the last error.
-    #[error(transparent)]
-    Rpc(#[from] RpcError),
-}
-
-/// Clients of control's addresses, in the order of preference.
+/// Control, by the gateway's calls.
 #[derive(Clone, Default)]
-pub struct Control {
-    clients: Vec<Client>,
-}
+pub struct Control(rpc::Control);
 
 impl Control {
-    /// Clients of `urls` that show `identity`.
+    /// Control at `urls`, which is shown `identity`.
     pub fn new(identity: &Identity, urls: &[String]) -> Result<Self, PkiError> {
-        let clients = urls.iter().map(|url| Client::to_control(identity, url)).collect::<Result<_, _>>()?;
-        Ok(Self { clients })
+        Ok(Self(rpc::Control::new(identity, urls)?))
     }
 
     /// A certificate of the platform's SSH CA for `public_key`, which enters machines as root.
-    pub async fn certify(&self, public_key: &str) -> Result<String, ControlError> {
+    pub async fn certify(&self, public_key: &str) -> Result<String, RpcError> {
         self.ask_certificate("/internal/v1/ssh/certificates", public_key, None).await
     }
 
@@ -82,21 +69,23 @@ impl Control {
         &self,
         public_key: &str,
         address: Option<Ipv4Addr>,
-    ) -> Result<String, ControlError> {
+    ) -> Result<String, RpcError> {
         self.ask_certificate("/internal/v1/ssh/host-certificates", public_key, address).await
     }
 
+    /// Whether there is any control to ask.
+    pub fn is_known(&self) -> bool {
+        self.0.is_known()
+    }
+
+    /// Tells what health checks find.
+    pub async fn checks(&self, report: &CheckReport) -> Result<(), RpcError> {
+        self.0.ask(CHECKS, report).await.map(|Empty {}| ())
+    }
+
     /// Makes an account for somebody whom nobody knows yet.
-    pub async fn sign_up(&self, new: &NewAccount<'_>) -> Result<(), ControlError> {
-        let mut last = ControlError::NoAddress;
-        for client in &self.clients {
-            match client.post::<_, serde_json::Value>("/internal/v1/sign-up", new).await {
-                Ok(_account) => return Ok(()),
-                Err(error @ RpcError::Unanswered { sent: false, .. }) => last = error.into(),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(last)
+    pub async fn sign_up(&self, new: &NewAccount<'_>) -> Result<(), RpcError> {
+        self.0.tell(Method::POST, "/internal/v1/sign-up", new).await.map(|_account: serde_json::Value| ())
     }
 
     async fn ask_certificate(
@@ -104,45 +93,31 @@ impl Control {
         path: &str,
         public_key: &str,
         address: Option<Ipv4Addr>,
-    ) -> Result<String, ControlError> {
-        let mut last = ControlError::NoAddress;
-        for client in &self.clients {
-            let request = CertificateRequest { public_key, address };
-            match client.post::<_, CertificateAnswer>(path, &request).await {
-                Ok(answer) => return Ok(answer.certificate),
-                Err(error) => last = error.into(),
-            }
-        }
-        Err(last)
+    ) -> Result<String, RpcError> {
+        let request = CertificateRequest { public_key, address };
+        let answer: CertificateAnswer = self.0.ask(path, &request).await?;
+        Ok(answer.certificate)
     }
 
     /// A call of the public API for `caller`. Another address is tried only while the request surely reached nobody.
-    pub async fn on_behalf(
-        &self,
-        caller: &Caller,
-        call: Call,
-    ) -> Result<Response<bytes::Bytes>, ControlError> {
-        let mut last = ControlError::NoAddress;
-        // An account's id is a DNS label, so it always is a header value.
-        let Ok(account) = HeaderValue::from_str(caller.account.as_str()) else { return Err(last) };
-        let mut headers = vec![(HeaderName::from_static(ACCOUNT_HEADER), account)];
+    pub async fn on_behalf(&self, caller: &Caller, call: Call) -> Result<Response<bytes::Bytes>, RpcError> {
+        let value = |text: &str| {
+            HeaderValue::from_str(text).map_err(|error| RpcError::Unanswered {
+                method: call.method.clone(),
+                url: call.path.clone(),
+                why: format!("{text:?} is no header: {error}"),
+                sent: false,
+            })
+        };
+        let mut headers = vec![(HeaderName::from_static(ACCOUNT_HEADER), value(caller.account.as_str())?)];
         if let Standing::As(role) = caller.standing {
-            let Ok(role) = HeaderValue::from_str(&role.to_string()) else { return Err(last) };
-            headers.push((HeaderName::from_static(ROLE_HEADER), role));
+            headers.push((HeaderName::from_static(ROLE_HEADER), value(&role.to_string())?));
         }
         if let Some(account) = &call.act_for {
-            let Ok(account) = HeaderValue::from_str(account) else { return Err(last) };
-            headers.push((HeaderName::from_static(ACT_FOR_HEADER), account));
+            headers.push((HeaderName::from_static(ACT_FOR_HEADER), value(account)?));
         }
-        for client in &self.clients {
-            let client = client.with_timeout(call.timeout);
-            match client.request(call.method.clone(), &call.path, &headers, call.body.clone()).await {
-                Ok(answer) => return Ok(answer),
-                Err(error @ RpcError::Unanswered { sent: false, .. }) => last = error.into(),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(last)
+        let control = self.0.with_timeout(call.timeout);
+        control.request(call.method.clone(), &call.path, &headers, call.body.clone()).await
     }
 }
 

@@ -14,7 +14,7 @@
 //! | [`arrival`] | both ends of a connection, and what is spoken on it |
 //! | [`limits`] | how many connections, how fast, before anybody is known |
 //! | [`strangers`] | those of port 22 that have proved no key: who waits, who goes |
-//! | [`accounts`] | how many sessions, how fast, of one account |
+//! | [`accounts`], `metered` | how many sessions, how fast, of one account |
 //! | `recording` | what terminals showed |
 //!
 //! Control is asked for certificates (kept on disk, renewed early), the lobby's commands, accounts for newcomers, and to start or make
@@ -33,6 +33,7 @@ pub mod host_key;
 pub mod keys;
 pub mod limits;
 pub mod lobby;
+mod metered;
 pub mod ports;
 pub mod proxied;
 mod recording;
@@ -73,6 +74,7 @@ use crate::lobby::Lobby;
 use crate::ports::Ports;
 use crate::proxied::Balancers;
 use crate::recording::Recordings;
+pub use crate::recording::prune::RecordingLimits;
 use crate::ssh::{Gateway, Listens};
 use crate::strangers::Strangers;
 use crate::upstream::Pool;
@@ -143,6 +145,9 @@ pub struct Config {
     /// is not set.
     #[serde(default)]
     pub recordings: Option<PathBuf>,
+    /// How long recordings are kept: 90 days and 10 GiB where nothing is set.
+    #[serde(default)]
+    pub recording_limits: RecordingLimits,
     /// Seconds that sessions have to end by themselves when the gateway is stopped.
     #[serde(default = "drain")]
     pub drain_s: u64,
@@ -259,6 +264,9 @@ impl Doors {
             let entry = common.identity.host();
             tasks.spawn(self.host_key.keep_certified(self.control.clone(), entry, common.view.clone()));
         }
+        let accounts = Accounts::new(self.config.account_limits);
+        let recordings = self.recordings.directory().to_owned();
+        tasks.spawn(recording::prune::keep_to(self.config.recording_limits, recordings));
         if let Some(entry) = self.entry {
             let ports = Ports {
                 entry,
@@ -266,6 +274,7 @@ impl Doors {
                 machine_port: self.config.machine_port,
                 balancers: Balancers::new(self.config.proxy_from.clone()),
                 limits: self.config.port_limits,
+                accounts: Arc::clone(&accounts),
                 control: self.control.clone(),
                 directory: directory.clone(),
             };
@@ -277,7 +286,7 @@ impl Doors {
         let edge = Edge::new(
             self.config.edge.clone(),
             &common,
-            self.control.clone(),
+            (self.control.clone(), Arc::clone(&accounts)),
             directory.clone(),
             (connections.clone(), closing.clone(), ending.clone()),
             &mut tasks,
@@ -297,7 +306,7 @@ impl Doors {
             balancers: Balancers::new(self.config.proxy_from),
             door: Door::new(self.config.ssh_limits.without_rate()),
             strangers: Strangers::new(ssh::stranger_limits(self.config.ssh_limits)),
-            accounts: Accounts::new(self.config.account_limits),
+            accounts,
             recordings: self.recordings,
             connections,
             closing,

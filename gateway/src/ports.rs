@@ -18,11 +18,13 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
+use crate::accounts::Accounts;
 use crate::control::Control;
 use crate::dial::{dial, patience, prepare};
 use crate::directory::{Directory, is_alive, not_running};
 use crate::farewell::{farewell, turn_away};
 use crate::limits::{Door, Limits};
+use crate::metered::Metered;
 use crate::proxied::Balancers;
 use crate::{arrival, splice, wake};
 
@@ -51,6 +53,8 @@ pub struct Ports {
     pub balancers: Balancers,
     /// Connections allowed through all ports together.
     pub limits: Limits,
+    /// What machines' accounts may move.
+    pub accounts: Arc<Accounts>,
     /// Control, to start machines that start for whoever comes.
     pub control: Control,
     /// Where such a machine is seen to be up.
@@ -75,6 +79,7 @@ impl Ports {
                         machine_port: self.machine_port,
                         balancers: self.balancers.clone(),
                         door: Arc::clone(&door),
+                        accounts: Arc::clone(&self.accounts),
                         control: self.control.clone(),
                         directory: self.directory.clone(),
                     };
@@ -106,6 +111,7 @@ struct Spliced {
     machine_port: u16,
     balancers: Balancers,
     door: Arc<Door>,
+    accounts: Arc<Accounts>,
     control: Control,
     directory: watch::Receiver<Arc<Directory>>,
 }
@@ -161,7 +167,7 @@ impl Spliced {
 
     async fn connect(
         &self,
-        client: TcpStream,
+        mut client: TcpStream,
         target: &Arc<Machine>,
     ) -> Result<Option<splice::Moved>, (TcpStream, String)> {
         if let Some(why) = not_running(target) {
@@ -181,7 +187,8 @@ impl Spliced {
             return Err((client, format!("the connection broke: {error}")));
         }
         // A connection that ends in a reset is nobody's fault here: it only has no figures.
-        Ok(splice::join(&client, &machine).await.ok())
+        let machine = Metered::new(machine, self.accounts.purse(&awake.account));
+        Ok(machine.join(&mut client).await.ok())
     }
 }
 

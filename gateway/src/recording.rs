@@ -3,7 +3,9 @@
 //!
 //! Only what a terminal shows is recorded: what a person types is seen there as far as it is echoed, and a password is not. A session
 //! without a terminal (scp, rsync, git) is never recorded. A disk that is slow or full loses events, and the file says how many; no
-//! session waits for it.
+//! session waits for it. How long they are kept is [`prune`]'s affair.
+
+pub mod prune;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write as _};
@@ -56,6 +58,11 @@ impl Recordings {
     /// In `directory`, which is made when it is needed.
     pub fn new(directory: PathBuf) -> Self {
         Self { directory }
+    }
+
+    /// Where they are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Begins a recording of a session in `machine`; `title` says whose it is.

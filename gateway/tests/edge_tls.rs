@@ -14,6 +14,7 @@ use common::edge::{EdgeStage, WebCa, client_config, serve};
 use common::{finish, put};
 use mashines_fleet::sealed::EntrySecret;
 use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs::kx_group::{SECP256R1, X25519, X25519MLKEM768};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
@@ -217,4 +218,37 @@ async fn postgresqls_clients_ask_for_tls_in_their_own_way() {
     let told = finish(client, b"startup").await;
     assert!(told.text().contains("Verification") && told.code == Some(0), "{told:?}");
     assert_eq!(heard.await.unwrap(), b"startup");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_agreed_on_by_the_hybrid_where_the_client_has_it_and_by_x25519_where_not() {
+    let stage = EdgeStage::new().await;
+    stage.machine("web", serve(app()).await).await;
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(stage.ca.pem.as_bytes()).unwrap()).unwrap();
+    for (offered, agreed) in [
+        // As browsers do: both, the hybrid first.
+        (vec![X25519MLKEM768, X25519], rustls::NamedGroup::X25519MLKEM768),
+        (vec![X25519], rustls::NamedGroup::X25519),
+        (vec![SECP256R1], rustls::NamedGroup::secp256r1),
+    ] {
+        provider.kx_groups = offered;
+        let config = rustls::ClientConfig::builder_with_provider(Arc::new(provider.clone()));
+        let mut config = config
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots.clone())
+            .with_no_client_auth();
+        config.resumption = rustls::client::Resumption::disabled();
+        let stream = tokio::net::TcpStream::connect(stage.https).await.unwrap();
+        let name = rustls::pki_types::ServerName::try_from("web.mashine.dev").unwrap();
+        let tls = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+        let group = tls.get_ref().1.negotiated_key_exchange_group().unwrap();
+        assert_eq!(group.name(), agreed);
+    }
+    let request = b"GET / HTTP/1.0\r\nHost: web.mashine.dev\r\n\r\n";
+    let classical = s_client(stage.https, "web.mashine.dev", &["-groups", "X25519", "-ign_eof"]);
+    let classical = succeed(classical, request).await.text();
+    assert!(classical.contains("Server Temp Key: X25519") && classical.contains("200 OK"), "{classical}");
 }

@@ -7,9 +7,10 @@ use std::num::NonZeroU64;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{Stage, finish};
+use common::{Stage, finish, free_port};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_account_has_a_number_of_sessions_and_is_told_when_they_are_used_up() {
@@ -45,6 +46,32 @@ async fn an_account_has_its_bandwidth_and_nothing_is_lost_by_it() {
     assert_eq!(output.out.len(), 4_000_000);
     // The first second's worth goes at once.
     assert!(begun.elapsed() > Duration::from_millis(2500), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_machine_sends_through_a_remote_forward_is_the_accounts_bandwidth_too() {
+    let stage = Stage::with(|config| {
+        config.account_limits.bytes_per_second = NonZeroU64::new(1_000_000);
+    })
+    .await;
+    let here = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (at, there) = (here.local_addr().unwrap(), free_port());
+    let counted = tokio::spawn(async move {
+        let (mut stream, _) = here.accept().await.unwrap();
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).await.unwrap();
+        got.len()
+    });
+    let begun = Instant::now();
+    let send = format!("exec bash -c 'head -c 3000000 /dev/zero >/dev/tcp/127.0.0.1/{there}'");
+    let forward = format!("127.0.0.1:{there}:{at}");
+    let mut ssh = stage.ssh_with("ann", "web", &["-o", "ExitOnForwardFailure=yes", "-R", &forward], &[&send]);
+    ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // The session ends once the machine has handed over its bytes; the forward goes on until they are here.
+    let mut child = ssh.spawn().unwrap();
+    assert_eq!(tokio::time::timeout(Duration::from_secs(60), counted).await.unwrap().unwrap(), 3_000_000);
+    assert!(begun.elapsed() > Duration::from_millis(1700), "{:?}", begun.elapsed());
+    child.kill().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -43,6 +43,8 @@ fn account(issuer: &str) -> AcmeAccount {
         failures: BTreeMap::new(),
         paused_until: None,
         paused: BTreeMap::new(),
+        rollover: None,
+        key_since: None,
         created_at: 0,
     }
 }

@@ -53,6 +53,8 @@ pub struct Inner {
     pub window: Option<(u64, u64)>,
     pub orders: Vec<Value>,
     pub accounts: Vec<Value>,
+    /// The keys that accounts were made with.
+    keys: Vec<Value>,
     pub windows_asked: usize,
     pub calls: usize,
     /// The next order is refused: it knows no such account.
@@ -179,9 +181,17 @@ impl TestCa {
 }
 
 fn payload(body: &Bytes) -> Value {
+    part(body, "payload")
+}
+
+fn protected(body: &Bytes) -> Value {
+    part(body, "protected")
+}
+
+fn part(body: &Bytes, name: &str) -> Value {
     let jws: Value = serde_json::from_slice(body).unwrap();
-    let payload = URL_SAFE_NO_PAD.decode(jws["payload"].as_str().unwrap()).unwrap();
-    serde_json::from_slice(&payload).unwrap_or(Value::Null)
+    let part = URL_SAFE_NO_PAD.decode(jws[name].as_str().unwrap()).unwrap();
+    serde_json::from_slice(&part).unwrap_or(Value::Null)
 }
 
 fn problem(status: u16, kind: &str, detail: &str) -> Response {
@@ -221,7 +231,8 @@ async fn directory(State(ca): State<TestCa>) -> Json<Value> {
     ca.lock().calls += 1;
     let mut directory = json!({
         "newNonce": ca.url("nonce"), "newAccount": ca.url("account"), "newOrder": ca.url("order"),
-        "keyChange": ca.url("key"), "revokeCert": ca.url("revoke"),
+        // Without `keyChange`: it knows no new keys for accounts.
+        "revokeCert": ca.url("revoke"),
         "meta": {"profiles": {"classic": "", "short": ""}},
     });
     if ca.lock().window.is_some() {
@@ -231,7 +242,13 @@ async fn directory(State(ca): State<TestCa>) -> Json<Value> {
 }
 
 async fn account(State(ca): State<TestCa>, body: Bytes) -> Response {
-    ca.lock().accounts.push(payload(&body));
+    let asked = payload(&body);
+    let key = protected(&body)["jwk"].clone();
+    if asked["onlyReturnExisting"] == true && !ca.lock().keys.contains(&key) {
+        return problem(400, "accountDoesNotExist", "no account has that key");
+    }
+    ca.lock().keys.push(key);
+    ca.lock().accounts.push(asked);
     ca.answer(StatusCode::CREATED, Some(ca.url("account/1")), Json(json!({"status": "valid"})))
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use mashines_fleet::api::{
     AddCertificate, Certificate, CertificateState, Certificates, DEFAULT_APP, Done, ImportCertificate,
-    Machine, PrivateKeyPem,
+    IssuerAccount, Machine, PrivateKeyPem,
 };
 use mashines_fleet::record::CertificateSource;
 
@@ -16,6 +16,8 @@ use crate::session::Place;
 use crate::text::{self, Table};
 
 const FLAT: &str = "/v1/certificates";
+
+const ISSUERS: &str = "/v1/fleet/issuers";
 
 /// The longest file that is read, bytes.
 const MAX_FILE: u64 = 64 << 10;
@@ -33,7 +35,8 @@ Examples:
   mashines certs issue web                             # a certificate for the machine's name alone
   mashines certs issue web --key-in-machine            # its key is made in the machine and never leaves it
   mashines certs import www.example.org --machine web --chain fullchain.pem --key key.pem
-  mashines certs rm www.example.org"
+  mashines certs rm www.example.org
+  mashines certs roll-key letsencrypt                  # a new key for the platform's account there"
 )]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -98,6 +101,13 @@ enum Action {
         #[arg(long, short)]
         yes: bool,
     },
+    /// List the platform's accounts at issuers, and since when each has its key; administrators
+    Issuers,
+    /// Change the key of the platform's account at an issuer; administrators
+    RollKey {
+        /// The issuer, as the configuration calls it
+        issuer: String,
+    },
 }
 
 pub(super) async fn run(args: Args, context: &mut Context<'_>) -> Result<Exit, CliError> {
@@ -144,6 +154,25 @@ pub(super) async fn run(args: Args, context: &mut Context<'_>) -> Result<Exit, C
             let kept: Certificate = client.post(&what, &path, &request).await?;
             let text = told(&kept);
             context.answer(&kept, &text).await
+        }
+        Action::Issuers => {
+            let all: Vec<IssuerAccount> = client.get("list the issuers", ISSUERS).await?;
+            let text = issuers(&all);
+            context.answer(&all, &text).await
+        }
+        Action::RollKey { issuer } => {
+            let all: Vec<IssuerAccount> = client.get("list the issuers", ISSUERS).await?;
+            if !all.iter().any(|account| account.issuer.as_str() == issuer) {
+                let known = all.iter().map(|account| account.issuer.as_str());
+                return Err(unknown("issuer", &issuer, known, "mashines certs issuers"));
+            }
+            let path = format!("{ISSUERS}/{issuer}/rollover");
+            let what = format!("change the key of the account at {issuer}");
+            let asked: IssuerAccount = client.post(&what, &path, &serde_json::json!({})).await?;
+            let text = format!(
+                "the account at {issuer} gets a new key within a minute; its orders and limits stay\nsee: mashines certs issuers\n"
+            );
+            context.answer(&asked, &text).await
         }
         Action::Rm { name, yes } => {
             let found = find(&client, &name).await?;
@@ -258,6 +287,29 @@ fn table(all: &[Certificate]) -> String {
     }
     let mut text = table.render();
     all.iter().for_each(|one| text.push_str(&problems(one, &format!("{}: ", one.hostname))));
+    text
+}
+
+fn issuers(all: &[IssuerAccount]) -> String {
+    if all.is_empty() {
+        return "no account at an issuer yet: an entry makes one with its first order\n".to_owned();
+    }
+    let mut table = Table::new(["ISSUER", "DIRECTORY", "SINCE", "KEY SINCE", "KEY"]);
+    for one in all {
+        let key = match (&one.rolling_since, &one.refused) {
+            (Some(_), _) => "changing",
+            (None, Some(_)) => "change refused",
+            (None, None) => "in force",
+        };
+        let since = [&one.created_at, &one.key_since].map(|time| day(Some(time)));
+        let [made, keyed] = since;
+        table.row([one.issuer.to_string(), one.directory.clone(), made, keyed, key.to_owned()]);
+    }
+    let mut text = table.render();
+    for (one, refused) in all.iter().filter_map(|one| Some((one, one.refused.as_ref()?))) {
+        let (message, remedy) = (text::printable(&refused.message), text::printable(&refused.remediation));
+        let _ = write!(text, "\n{}: {message}\n  next: {remedy}\n", one.issuer);
+    }
     text
 }
 

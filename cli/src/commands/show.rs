@@ -1,6 +1,6 @@
 //! `mashines show`: everything about one machine.
 
-use mashines_fleet::api::{Machine, Shared};
+use mashines_fleet::api::{CheckStatus, Machine, Shared};
 
 use super::{Context, wait};
 use crate::doors::{self, Shown};
@@ -44,7 +44,8 @@ fn told(shown: &Shown, now_ms: u64) -> String {
         ("created", format!("{} ({} ago)", m.created_at, text::age_of(now_ms, &m.created_at))),
     ]);
     let addresses = doors::addresses(m);
-    format!("{head}\naddresses\n{addresses}\nways in\n{}{}", shown.doors.render(), events(m, now_ms))
+    let (doors, checks, events) = (shown.doors.render(), checks(m, now_ms), events(m, now_ms));
+    format!("{head}\naddresses\n{addresses}\nways in\n{doors}{checks}{events}")
 }
 
 fn owner(machine: &Machine, shared: &Shared) -> String {
@@ -53,6 +54,26 @@ fn owner(machine: &Machine, shared: &Shared) -> String {
         "{}, who shares it with you as {}{until}: enter it through the gateway",
         machine.account, shared.role
     )
+}
+
+fn checks(machine: &Machine, now_ms: u64) -> String {
+    if machine.checks.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(["CHECK", "STATUS", "FOR", "FOUND"]);
+    for check in &machine.checks {
+        let status = match check.status {
+            CheckStatus::Passing => "passing",
+            CheckStatus::Warning => "warning",
+            CheckStatus::Critical => "critical",
+        };
+        let age = match check.updated_at.as_str() {
+            "" => "-".to_owned(),
+            since => text::age_of(now_ms, since),
+        };
+        table.row([check.name.clone(), status.to_owned(), age, check.output.clone()]);
+    }
+    format!("\n{}", table.render())
 }
 
 fn events(machine: &Machine, now_ms: u64) -> String {

@@ -1,6 +1,8 @@
-//! What members of the fleet call: joining, reports, the change stream, SSH certificates; what entries say of newcomers.
+//! What members of the fleet call: joining, reports, the change stream, SSH certificates; what entries say of newcomers
+//! and of health checks.
 
 use std::net::Ipv4Addr;
+use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
@@ -10,8 +12,9 @@ use axum::{Json, Router};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use mashines_fleet::api::DEFAULT_APP;
+use mashines_fleet::entry_api::{CHECKS, CheckReport, MOST_CHECKS};
 use mashines_fleet::host_api::{ENTRY_SECRET, EntrySecretAnswer, Report};
-use mashines_fleet::id::HostId;
+use mashines_fleet::id::{HostId, MachineId};
 use mashines_fleet::join::{JoinAnswer, JoinRequest, JoinToken};
 use mashines_fleet::key::Key;
 use mashines_fleet::pki::PeerName;
@@ -38,6 +41,7 @@ pub fn router() -> Router<Control> {
         .route(mashines_fleet::join::PATH, post(join))
         .route(stream::PATH, get(changes))
         .route("/internal/v1/hosts/{host}/report", post(report))
+        .route(CHECKS, post(checks))
         .route("/internal/v1/ssh/certificates", post(certify))
         .route("/internal/v1/ssh/host-certificates", post(certify_host))
         .route(ENTRY_SECRET, get(entry_secret))
@@ -119,6 +123,22 @@ fn is_news(known: &Host, told: &Host, of_host: bool) -> Option<Host> {
     let same =
         Host { roles: next.roles.clone(), ..known.clone() } == next && next.roles.len() == known.roles.len();
     (!same || stale).then_some(Host { seen_at: now, ..next })
+}
+
+/// What an entry's health checks find. Nothing of it is written down.
+async fn checks(
+    State(control): State<Control>,
+    Entry(entry): Entry,
+    Payload(body): Payload<CheckReport, REPORT>,
+) -> Answer<Empty> {
+    let count = body.checks.len();
+    if count > MOST_CHECKS {
+        return Err(Failure::invalid(format!("{count} checks in one report: {MOST_CHECKS} are the most")));
+    }
+    let view = control.view();
+    let known = |machine: &MachineId| view.machines.contains_key(machine);
+    control.checks.report(&entry, body, (Instant::now(), now()), known);
+    Ok(Json(Empty {}))
 }
 
 /// What opens the secrets among the facts.

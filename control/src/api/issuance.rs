@@ -48,8 +48,13 @@ pub fn router() -> Router<Control> {
         .route(&format!("{ACME_ACCOUNTS}/{{issuer}}"), put(put_account))
 }
 
-fn parsed<T: std::str::FromStr<Err = BadId>>(text: &str) -> Result<T> {
+pub fn parsed<T: std::str::FromStr<Err = BadId>>(text: &str) -> Result<T> {
     text.parse().map_err(|error: BadId| Failure::invalid(error.to_string()))
+}
+
+/// The longest that is kept of an entry's words.
+pub fn text(text: &str) -> String {
+    text.chars().take(LONGEST_TEXT).collect()
 }
 
 fn key(name: &str) -> Result<Key> {
@@ -225,7 +230,6 @@ async fn failed(
     Payload(body): Payload<Failed>,
 ) -> Answer<Empty> {
     let key = key(&name)?;
-    let text = |text: &str| text.chars().take(LONGEST_TEXT).collect::<String>();
     retrying(|| async {
         let mut edit = control.records.edit();
         let mut certificate: Certificate = edit.require(&key).await?;
@@ -357,11 +361,17 @@ async fn put_account(
             failures: Default::default(),
             paused_until: None,
             paused: Default::default(),
+            rollover: None,
+            key_since: None,
             created_at: now(),
         };
-        // A new key of the same account does not give new limits.
-        let account =
-            same.map_or_else(fresh, |known| AcmeAccount { credentials: body.credentials.clone(), ..known });
+        // Another account of ours at the same issuer does not give new limits. What was to be done about the key of the last one is over.
+        let account = same.map_or_else(fresh, |known| AcmeAccount {
+            credentials: body.credentials.clone(),
+            rollover: None,
+            key_since: Some(now()),
+            ..known
+        });
         edit.put(&account)?;
         edit.commit().await?;
         tracing::info!(%entry, issuer = %id, "the platform has an account at the issuer");

@@ -79,7 +79,7 @@ pub async fn show(
     Path(path): Path<(String, String)>,
 ) -> Answer<api::Machine> {
     let machine = of(&control, &caller, &path)?;
-    Ok(Json(render::machine_for(&control.view(), &caller, &machine)))
+    Ok(Json(render::machine_for(&control, &caller, &machine)))
 }
 
 pub async fn flat_one(
@@ -87,14 +87,14 @@ pub async fn flat_one(
     caller: Caller,
     Path(name): Path<String>,
 ) -> Answer<api::Machine> {
-    let view = control.view();
-    Ok(Json(render::machine_for(&view, &caller, &*find(&view, &caller, None, &name)?)))
+    let machine = find(&control.view(), &caller, None, &name)?;
+    Ok(Json(render::machine_for(&control, &caller, &machine)))
 }
 
 /// The machines that the caller sees and that fit, in the order of their names: of an app its own, else also those that are shared
 /// with the account.
 fn fitting(
-    view: &View,
+    control: &Control,
     caller: &Caller,
     app: Option<&str>,
     params: &[(String, String)],
@@ -105,14 +105,15 @@ fn fitting(
         params.iter().filter(|(k, _)| k == "state").flat_map(|(_, v)| v.split(',')).collect();
     let labels: Vec<(&str, &str)> =
         params.iter().filter_map(|(k, v)| Some((k.strip_prefix("metadata.")?, v.as_str()))).collect();
-    let mut machines: Vec<api::Machine> = view
+    let mut machines: Vec<api::Machine> = control
+        .view()
         .machines
         .values()
         .filter(|m| caller.standing_at(m).is_some())
         .filter(|m| app.is_none_or(|app| m.app.as_str() == app && m.account == caller.account.id))
         .filter(|m| deleted || m.state != MachineState::Destroyed)
         .filter(|m| labels.iter().all(|(k, v)| m.config.metadata.get(*k).is_some_and(|has| has == v)))
-        .map(|m| render::machine_for(view, caller, m))
+        .map(|m| render::machine_for(control, caller, m))
         .filter(|m| given("region").is_none_or(|region| m.region == region))
         .filter(|m| states.is_empty() || states.contains(&power::word(m.state).as_str()))
         .collect();
@@ -127,7 +128,7 @@ pub async fn list(
     Query(params): Params,
 ) -> Answer<Vec<api::Machine>> {
     let app = apps::of(&control, &caller, &app).await?;
-    Ok(Json(fitting(&control.view(), &caller, Some(app.as_str()), &params)))
+    Ok(Json(fitting(&control, &caller, Some(app.as_str()), &params)))
 }
 
 pub async fn flat(
@@ -135,7 +136,7 @@ pub async fn flat(
     caller: Caller,
     Query(params): Params,
 ) -> Answer<Vec<api::Machine>> {
-    Ok(Json(fitting(&control.view(), &caller, None, &params)))
+    Ok(Json(fitting(&control, &caller, None, &params)))
 }
 
 pub async fn of_org(
@@ -151,7 +152,7 @@ pub async fn of_org(
             api::ACT_FOR_HEADER
         )));
     }
-    let all = fitting(&control.view(), &caller, None, &params);
+    let all = fitting(&control, &caller, None, &params);
     let given = |key: &str| params.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
     let limit = given("limit").and_then(|v| v.parse().ok()).unwrap_or(100_usize).clamp(1, 1000);
     let cursor = given("cursor").unwrap_or_default();
@@ -195,7 +196,7 @@ pub async fn update(
         Ok(machine)
     })
     .await?;
-    Ok(Json(render::machine_for(&control.view(), &caller, &updated)))
+    Ok(Json(render::machine_for(&control, &caller, &updated)))
 }
 
 #[derive(Deserialize)]

@@ -15,6 +15,7 @@ mod inspect;
 mod internal;
 mod invites;
 mod issuance;
+mod issuers;
 mod keys;
 mod launch;
 mod leases;
@@ -53,6 +54,7 @@ pub fn router(control: Control) -> Router {
     let quick = public()
         .merge(internal::router())
         .merge(issuance::router())
+        .merge(issuers::router())
         .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, TIMEOUT));
     quick
         // A command in a guest takes as long as it takes; its own time-out ends it.

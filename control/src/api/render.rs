@@ -1,6 +1,7 @@
 //! Records as the API shows them.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use mashines_fleet::api;
 use mashines_fleet::id::{Epoch, HostId};
@@ -22,8 +23,9 @@ fn domain(view: &View) -> String {
 
 /// A machine as the caller may see it. Whoever it is shared with to look at only does not see what it was given: environment and
 /// files may hold secrets.
-pub fn machine_for(view: &View, caller: &Caller, record: &Machine) -> api::Machine {
-    let mut shown = machine(view, record);
+pub fn machine_for(control: &Control, caller: &Caller, record: &Machine) -> api::Machine {
+    let mut shown = machine(&control.view(), record);
+    shown.checks = control.checks.of(record, Instant::now());
     if record.account != caller.account.id {
         let share = record.share_with(&caller.account.id, now());
         shown.shared = share.map(|(role, end)| api::Shared { role, expires_at: end.map(rfc3339) });

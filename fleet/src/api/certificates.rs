@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{AppName, DomainName, Slug};
+use crate::id::{AppName, DomainName, IssuerName, Slug};
 use crate::record::CertificateSource;
 
 /// Asks for a certificate of an issuer.
@@ -165,4 +165,23 @@ pub struct ValidationError {
     pub remediation: String,
     /// When, RFC 3339.
     pub timestamp: String,
+}
+
+/// The platform's account at an issuer of certificates, as administrators see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IssuerAccount {
+    /// What the configuration calls the issuer.
+    pub issuer: IssuerName,
+    /// Its directory.
+    pub directory: String,
+    /// RFC 3339.
+    pub created_at: String,
+    /// Since when it has its key, RFC 3339.
+    pub key_since: String,
+    /// A change of its key is under way since, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolling_since: Option<String>,
+    /// The issuer refused the last one that was asked for: why, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<ValidationError>,
 }

@@ -171,15 +171,40 @@ pub struct Machine {
     pub config: MachineConfig,
     /// The newest events, newest first.
     pub events: Vec<MachineEvent>,
-    /// Health checks: none yet; Fly's clients iterate over it.
+    /// What entries found when they last tried the checks of its services; of a started machine only.
     #[serde(default)]
-    pub checks: Vec<serde_json::Value>,
+    pub checks: Vec<Check>,
     /// The migration under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<MigrationId>,
     /// It is another account's, and shared with the one that asks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared: Option<super::Shared>,
+}
+
+/// One check of one service, in Fly's shape.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// As Fly names it, by its place among all checks of the machine: `servicecheck-00-http-8080`.
+    pub name: String,
+    /// What it comes to.
+    pub status: CheckStatus,
+    /// What was found, for people: `GET /up: 503 Service Unavailable`.
+    pub output: String,
+    /// Since when it is so, RFC 3339; empty while no entry has tried it.
+    pub updated_at: String,
+}
+
+/// What a check comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckStatus {
+    /// It passed.
+    Passing,
+    /// It failed once, or was not tried yet: people are sent there all the same.
+    Warning,
+    /// It fails: nobody is sent there.
+    Critical,
 }
 
 /// An image, in Fly's shape.

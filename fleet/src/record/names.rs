@@ -198,8 +198,34 @@ pub struct AcmeAccount {
     /// Certificates, by first name, that it said to be too many of: not before these times.
     #[serde(default)]
     pub paused: BTreeMap<DomainName, UnixMs>,
+    /// The change of its key that was asked for last, until it is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollover: Option<KeyRollover>,
+    /// When its key was changed last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_since: Option<UnixMs>,
     /// Creation.
     pub created_at: UnixMs,
+}
+
+/// A change of an account's key (RFC 8555 §7.3.5) that is not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRollover {
+    /// When an administrator asked.
+    pub asked_at: UnixMs,
+    /// The account with its next key, sealed as its present one: the issuer may know either.
+    #[serde(default)]
+    pub next: Option<Sealed>,
+    /// The issuer will not do it: the present key stays, until an administrator asks again.
+    #[serde(default)]
+    pub refused: Option<Problem>,
+}
+
+impl AcmeAccount {
+    /// The change that is to be done.
+    pub fn rolling(&self) -> Option<&KeyRollover> {
+        self.rollover.as_ref().filter(|rollover| rollover.refused.is_none())
+    }
 }
 
 /// The keys that sign a zone on line. All name servers of the fleet sign with the same.

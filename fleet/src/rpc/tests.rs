@@ -120,3 +120,32 @@ async fn connections_that_say_nothing_do_not_shut_others_out() {
     let client = Client::to_peer(&a, &url, &host("hosta")).unwrap();
     assert!(client.get::<Option<String>>("/who").await.unwrap().is_some());
 }
+
+#[tokio::test]
+async fn control_is_the_first_address_that_answers_and_a_call_that_may_have_arrived_is_not_made_twice() {
+    let ca = Ca::create("test").unwrap();
+    let (control, entry) =
+        (ca.issue(&PeerName::control(), &[]).unwrap(), ca.issue(&host("entry1"), &[]).unwrap());
+    let (up, _task) = server(&control, ClientCertificates::Required, Limits::default()).await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let down = format!("https://{}", closed.local_addr().unwrap());
+    drop(closed);
+    let body = serde_json::json!({"x": 1});
+    let both = Control::new(&entry, &[down, up.clone()]).unwrap();
+    let told: serde_json::Value = both.tell(http::Method::POST, "/echo", &body).await.unwrap();
+    assert_eq!(told, body, "nobody was at the first address");
+    let who: Option<String> = both.get("/who").await.unwrap();
+    assert_eq!(who.as_deref(), Some("entry1.host.mashines.internal"));
+
+    // The first takes requests and never answers.
+    let (stuck, _task) = server(&control, ClientCertificates::Required, Limits::default()).await;
+    let stuck =
+        Control::new(&entry, &[format!("{stuck}/slow?"), up]).unwrap().with_timeout(Duration::from_secs(2));
+    let told: Result<serde_json::Value, _> = stuck.tell(http::Method::GET, "/who", &body).await;
+    assert!(matches!(told, Err(RpcError::Unanswered { sent: true, .. })), "{told:?}");
+    let asked: serde_json::Value = stuck.get("/who").await.unwrap();
+    assert_eq!(asked, "entry1.host.mashines.internal");
+
+    let nobody = Control::default().get::<Empty>("/who").await.unwrap_err();
+    assert!(nobody.to_string().contains("names no address of control"), "{nobody}");
+}

@@ -2,27 +2,29 @@
 //!
 //! Each check of each running machine has a task that tries it at its interval; the table holds what was seen last. A service is unhealthy
 //! when a check of it failed twice in a row, after the machine's grace period; it is healthy again with the first success, and whenever
-//! nobody looks (a machine that stands still, or was just started).
+//! nobody looks (a machine that stands still, or was just started). [`super::checks`] tells control.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::header::{HOST, USER_AGENT};
 use http::{Method, Request};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use mashines_fleet::api::CheckStatus;
 use mashines_fleet::id::MachineId;
-use mashines_fleet::record::MachineState;
 use mashines_fleet::record::services::{CheckKind, Interval, ServiceCheck};
+use mashines_fleet::record::{MachineState, UnixMs};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tracing::{debug, info};
 
 use super::body::Upload;
+use super::proxy;
 use super::sites::Sites;
 
 const INTERVAL: Interval = Interval::seconds(15);
@@ -33,20 +35,37 @@ const GRACE: Interval = Interval::seconds(10);
 const FAILURES: u32 = 2;
 
 /// One check: the machine, the service's port, its number there.
-type Which = (MachineId, u16, usize);
+pub type Which = (MachineId, u16, usize);
 
 /// What was seen of one check.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
     /// Failures in a row.
     pub failures: u32,
     /// What the last look found, for people.
     pub found: String,
+    /// Since when it comes to what it does.
+    pub since: UnixMs,
+}
+
+impl Seen {
+    /// What it comes to.
+    pub fn status(&self) -> CheckStatus {
+        match self.failures {
+            0 => CheckStatus::Passing,
+            failures if failures < FAILURES => CheckStatus::Warning,
+            _ => CheckStatus::Critical,
+        }
+    }
 }
 
 /// What was seen of all checks.
 #[derive(Debug, Default)]
-pub struct Health(Mutex<HashMap<Which, Seen>>);
+pub struct Health {
+    seen: Mutex<HashMap<Which, Seen>>,
+    /// A check comes to something else than before.
+    pub changed: Notify,
+}
 
 impl Health {
     /// Why a service is unhealthy; none when it is not.
@@ -54,27 +73,44 @@ impl Health {
         if checks == 0 {
             return None;
         }
-        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = self.lock();
         let bad = (0..checks).filter_map(|number| seen.get(&(machine.clone(), port, number)));
-        bad.filter(|seen| seen.failures >= FAILURES).map(|seen| seen.found.clone()).next()
+        bad.filter(|seen| seen.status() == CheckStatus::Critical).map(|seen| seen.found.clone()).next()
     }
 
-    /// Takes note of a look.
-    pub fn note(&self, which: &Which, found: Result<String, String>) {
-        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let seen = table.entry(which.clone()).or_default();
-        let before = seen.failures >= FAILURES;
-        match found {
-            Ok(found) => *seen = Seen { failures: 0, found },
-            Err(found) => *seen = Seen { failures: seen.failures.saturating_add(1), found },
+    /// Takes note of a look at `now`.
+    pub fn note(&self, which: &Which, looked: Result<String, String>, now: UnixMs) {
+        let mut table = self.lock();
+        let before = table.get(which);
+        let (failures, found) = match looked {
+            Ok(found) => (0, found),
+            Err(found) => (before.map_or(0, |seen| seen.failures).saturating_add(1), found),
+        };
+        let mut seen = Seen { failures, found, since: now };
+        let was = before.map(Seen::status);
+        if let Some(before) = before.filter(|before| before.status() == seen.status()) {
+            seen.since = before.since;
+        } else {
+            self.changed.notify_one();
         }
-        if before != (seen.failures >= FAILURES) {
-            info!(machine = %which.0, port = which.1, failures = seen.failures, found = %seen.found, "edge: health");
+        let is_bad = |status| status == Some(CheckStatus::Critical);
+        if is_bad(was) != is_bad(Some(seen.status())) {
+            info!(machine = %which.0, port = which.1, failures, found = %seen.found, "edge: health");
         }
+        table.insert(which.clone(), seen);
     }
 
     fn forget(&self, which: &Which) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(which);
+        self.lock().remove(which);
+    }
+
+    /// All that was seen.
+    pub fn all(&self) -> HashMap<Which, Seen> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Which, Seen>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -158,7 +194,7 @@ async fn watch_over(health: Arc<Health>, which: Which, looking: Looking) {
         let found = found.unwrap_or_else(|_late| Err(format!("no answer within {patience:?}")));
         debug!(machine = %which.0, port = which.1, ?found, "edge: health check");
         if found.is_ok() || Instant::now() >= grace {
-            health.note(&which, found);
+            health.note(&which, found, proxy::now());
         }
     }
 }
@@ -203,12 +239,15 @@ mod tests {
         let (health, which) = (Health::default(), (MachineId::random(), 80, 0));
         let complaint = || health.complaint(&which.0, 80, 1);
         assert_eq!(complaint(), None, "nothing is known");
-        health.note(&which, Err("503".into()));
+        health.note(&which, Err("503".into()), 1);
         assert_eq!(complaint(), None);
-        health.note(&which, Err("504".into()));
+        assert_eq!((health.all()[&which].status(), health.all()[&which].since), (CheckStatus::Warning, 1));
+        health.note(&which, Err("504".into()), 2);
+        health.note(&which, Err("504".into()), 3);
+        assert_eq!((health.all()[&which].status(), health.all()[&which].since), (CheckStatus::Critical, 2));
         assert_eq!(complaint().as_deref(), Some("504"));
         assert_eq!(health.complaint(&which.0, 81, 1), None, "another service");
-        health.note(&which, Ok("200".into()));
+        health.note(&which, Ok("200".into()), 4);
         assert_eq!(complaint(), None);
     }
 

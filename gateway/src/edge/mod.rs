@@ -18,7 +18,8 @@
 //! | `serve`, [`turn`], `rest`, `proxy`, `upgrade` | a client's connection, whether it rests, one request, one that becomes another protocol |
 //! | [`upstream`], `reach` | connections to machines: kept, or made, whatever the machine is doing |
 //! | [`body`] | bodies, a frame at a time |
-//! | [`places`], [`tally`], [`health`] | how much at once, and whether at all |
+//! | [`places`], [`tally`] | how much at once |
+//! | [`health`], `checks` | whether at all, and telling it |
 //! | `pass` | bytes that nobody looks into |
 //! | [`page`] | what is said when the machine does not answer |
 //!
@@ -30,6 +31,7 @@
 
 pub mod body;
 pub mod certs;
+mod checks;
 pub mod framing;
 pub mod gate;
 pub mod headers;
@@ -73,6 +75,7 @@ use self::sites::Sites;
 use self::tally::{Held, Tally};
 use self::tls::Tls;
 use self::upstream::Upstreams;
+use crate::accounts::Accounts;
 use crate::arrival::{Arrival, Speech};
 use crate::control::Control;
 use crate::directory::Directory;
@@ -131,6 +134,7 @@ pub struct Edge {
     places: Places,
     health: Arc<Health>,
     upstreams: Arc<Upstreams>,
+    accounts: Arc<Accounts>,
     control: Control,
     directory: watch::Receiver<Arc<Directory>>,
     /// Connections that became another protocol.
@@ -157,7 +161,7 @@ impl Edge {
     pub fn new(
         settings: Settings,
         common: &Common,
-        control: Control,
+        (control, accounts): (Control, Arc<Accounts>),
         directory: watch::Receiver<Arc<Directory>>,
         (bridges, closing, ending): (TaskTracker, CancellationToken, CancellationToken),
         tasks: &mut JoinSet<()>,
@@ -165,6 +169,9 @@ impl Edge {
         let (sites, certs) = project(common, tasks);
         let health = Arc::new(Health::default());
         tasks.spawn(health::follow(Arc::clone(&health), sites.clone()));
+        if control.is_known() {
+            tasks.spawn(checks::tell(Arc::clone(&health), control.clone()));
+        }
         let upstreams = Arc::new(Upstreams::default());
         tasks.spawn(Arc::clone(&upstreams).sweep());
         Arc::new(Self {
@@ -178,6 +185,7 @@ impl Edge {
             places: Places::default(),
             health,
             upstreams,
+            accounts,
             control,
             directory,
             bridges,

@@ -13,7 +13,7 @@ use super::hello::{Alert, Hello, refuse};
 use super::places::Place;
 use super::sites::{Port, Site};
 use super::{Edge, Visit};
-use crate::splice;
+use crate::metered::Metered;
 
 /// What is held of each direction of what is decrypted here.
 const BUFFER: usize = 16 * 1024;
@@ -37,7 +37,7 @@ impl Edge {
         machine.write_all(&hello.bytes).await?;
         drop(hello);
         tokio::select! {
-            moved = splice::join(&stream, &machine) => moved.map(drop),
+            moved = machine.join(&mut stream) => moved.map(drop),
             () = self.ending.cancelled() => Err(io::Error::other("the edge ends")),
         }
     }
@@ -57,7 +57,7 @@ impl Edge {
     }
 
     /// A connection to the machine, with the header that its owner wants.
-    async fn open(&self, visit: &Visit, site: &Arc<Site>) -> io::Result<(TcpStream, Place)> {
+    async fn open(&self, visit: &Visit, site: &Arc<Site>) -> io::Result<(Metered, Place)> {
         let Port { service, port } = site.at(visit.port).ok_or(io::ErrorKind::NotFound)?;
         let Service { internal_port, checks, .. } = service.as_ref();
         if let Some(complaint) = self.health.complaint(&site.machine.id, *internal_port, checks.len()) {

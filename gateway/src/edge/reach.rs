@@ -17,6 +17,7 @@ use super::page::Page;
 use super::sites::Site;
 use super::{Edge, Settings};
 use crate::directory::not_running;
+use crate::metered::Metered;
 use crate::{dial, wake};
 
 /// How long a machine may take that is on its way up: until its port accepts.
@@ -33,7 +34,7 @@ impl Edge {
     ///
     /// # Errors
     /// The page for whoever came.
-    pub async fn reach(&self, site: &Arc<Site>, service: &Service) -> Result<TcpStream, Page> {
+    pub async fn reach(&self, site: &Arc<Site>, service: &Service) -> Result<Metered, Page> {
         let machine = &site.machine;
         let port = service.internal_port;
         let address = SocketAddr::new(machine.net.ipv6.into(), port);
@@ -41,7 +42,7 @@ impl Edge {
         // The usual case takes no place in the queue.
         if runs {
             match timeout_at(Instant::now() + RUNNING, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => return prepared(stream, machine),
+                Ok(Ok(stream)) => return self.prepared(stream, machine),
                 Ok(Err(error)) if dial::is_passing(&error) => (),
                 Ok(Err(error)) => return Err(unreachable(machine, port, &error)),
                 Err(_late) => return Err(silent(machine, port)),
@@ -53,7 +54,7 @@ impl Edge {
         let machine = if runs { Arc::clone(machine) } else { self.up(machine, service).await? };
         loop {
             let error = match timeout_at(deadline, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => return prepared(stream, &machine),
+                Ok(Ok(stream)) => return self.prepared(stream, &machine),
                 Ok(Err(error)) if dial::is_passing(&error) => error,
                 Ok(Err(error)) => return Err(unreachable(&machine, port, &error)),
                 Err(_late) => return Err(silent(&machine, port)),
@@ -66,6 +67,11 @@ impl Edge {
             }
             sleep(RETRY).await;
         }
+    }
+
+    fn prepared(&self, stream: TcpStream, machine: &Machine) -> Result<Metered, Page> {
+        dial::prepare(&stream).map_err(|error| unreachable(machine, 0, &error))?;
+        Ok(Metered::new(stream, self.accounts.purse(&machine.account)))
     }
 
     /// A place among those that wait for a machine.
@@ -104,13 +110,6 @@ impl Edge {
             None => Ok(Arc::clone(machine)),
             Some(why) => Err(stands(&why)),
         }
-    }
-}
-
-fn prepared(stream: TcpStream, machine: &Machine) -> Result<TcpStream, Page> {
-    match dial::prepare(&stream) {
-        Ok(()) => Ok(stream),
-        Err(error) => Err(unreachable(machine, 0, &error)),
     }
 }
 

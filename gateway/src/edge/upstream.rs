@@ -19,11 +19,11 @@ use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::body::Upload;
 use super::framing::LONGEST_HEAD;
+use crate::metered::Metered;
 
 /// How long a connection takes new requests, and how long one may rest. What passes TCP on in a machine, as the front of pushed releases does,
 /// has the next connection go to the next release; one that is never at rest would stay with the last. Servers wait for longer than
@@ -41,7 +41,7 @@ const MOST_HEADERS: usize = 128;
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 
-type Io = TokioIo<TcpStream>;
+type Io = TokioIo<Metered>;
 
 /// An HTTP/1 connection to a machine.
 struct H1 {
@@ -162,7 +162,7 @@ impl Upstreams {
     ///
     /// # Errors
     /// hyper's.
-    pub async fn begin(self: &Arc<Self>, stream: TcpStream, address: SocketAddr) -> hyper::Result<Checkout> {
+    pub async fn begin(self: &Arc<Self>, stream: Metered, address: SocketAddr) -> hyper::Result<Checkout> {
         let (sender, connection) = settings().handshake(TokioIo::new(stream)).await?;
         let h1 = H1 { sender, connection: Box::pin(connection), over: false, made: Instant::now() };
         Ok(Checkout { h1, address, reused: false, home: Arc::clone(self) })
@@ -186,7 +186,7 @@ impl Upstreams {
     /// hyper's.
     pub async fn begin_shared(
         &self,
-        stream: TcpStream,
+        stream: Metered,
         address: SocketAddr,
     ) -> hyper::Result<http2::SendRequest<Upload>> {
         let mut settings = http2::Builder::new(TokioExecutor::new());
@@ -245,7 +245,7 @@ fn settings() -> http1::Builder {
 ///
 /// # Errors
 /// hyper's.
-pub async fn begin_upgradable(stream: TcpStream) -> hyper::Result<http1::SendRequest<Upload>> {
+pub async fn begin_upgradable(stream: Metered) -> hyper::Result<http1::SendRequest<Upload>> {
     let (sender, connection) = settings().handshake(TokioIo::new(stream)).await?;
     tokio::spawn(async move {
         let _ended = connection.with_upgrades().await;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use mashines_cli::client::{Answer, CallError, Request, Transport};
 use mashines_fleet::rpc::RpcError;
 
-use crate::control::{Call, Caller, Control, ControlError};
+use crate::control::{Call, Caller, Control};
 
 /// Calls on behalf of one account.
 pub struct OnBehalf {
@@ -48,9 +48,9 @@ impl Transport for OnBehalf {
     }
 }
 
-fn call_error(error: ControlError) -> CallError {
+fn call_error(error: RpcError) -> CallError {
     match error {
-        ControlError::Rpc(RpcError::Refused { status, code, message, .. }) => {
+        RpcError::Refused { status, code, message, .. } => {
             CallError::Refused { status: status.as_u16(), code: code.unwrap_or_default(), message }
         }
         other => CallError::Unreachable(other.to_string()),

@@ -20,8 +20,9 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::session::Visit;
+use crate::accounts::Purse;
 use crate::recording::{Tape, Terminal};
-use crate::upstream::Lease;
+use crate::upstream::{Lease, Taker};
 
 /// How long a machine may take to confirm the end of a channel whose client has gone.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -131,7 +132,10 @@ impl Between<'_> {
                     visit.pay(data.len()).await;
                     to.data_bytes(data).await?;
                 }
-                ChannelMsg::ExtendedData { data, ext } => to.extended_data_bytes(ext, data).await?,
+                ChannelMsg::ExtendedData { data, ext } => {
+                    visit.pay(data.len()).await;
+                    to.extended_data_bytes(ext, data).await?;
+                }
                 ChannelMsg::Eof => {
                     self.client_ended.store(true, Ordering::Relaxed);
                     to.eof().await?;
@@ -141,7 +145,7 @@ impl Between<'_> {
                 ChannelMsg::AgentForward { .. } if !visit.terms.agent => (),
                 ChannelMsg::RequestPty { .. } if !visit.terms.pty => (),
                 ChannelMsg::AgentForward { .. } => {
-                    lease.forward_agent(visit.client.clone());
+                    lease.forward_agent(Taker { client: visit.client.clone(), purse: visit.purse() });
                     to.agent_forward(false).await?;
                 }
                 request => {
@@ -267,7 +271,10 @@ impl Between<'_> {
                     self.passage.visit.pay(data.len()).await;
                     to.data_bytes(data).await?;
                 }
-                ChannelMsg::ExtendedData { data, ext } => to.extended_data_bytes(ext, data).await?,
+                ChannelMsg::ExtendedData { data, ext } => {
+                    self.passage.visit.pay(data.len()).await;
+                    to.extended_data_bytes(ext, data).await?;
+                }
                 ChannelMsg::Eof if exited => to.eof().await?,
                 ChannelMsg::Eof => ended = true,
                 ChannelMsg::ExitStatus { exit_status } => {
@@ -313,8 +320,8 @@ pub async fn refuse(to: &ChannelWriteHalf<server::Msg>, why: &str) {
     let _gone = timeout(FAREWELL, said).await;
 }
 
-/// Joins two channels that carry nothing but bytes, until either side closes. What passes is counted to the account of `visit`.
-pub async fn plain<A, B>(one: Channel<A>, two: Channel<B>, visit: Option<&Visit>) -> End
+/// Joins two channels that carry nothing but bytes, until either side closes. What passes is paid for from `purse`.
+pub async fn plain<A, B>(one: Channel<A>, two: Channel<B>, purse: &Purse) -> End
 where
     A: From<(ChannelId, ChannelMsg)> + Send + Sync + 'static,
     B: From<(ChannelId, ChannelMsg)> + Send + Sync + 'static,
@@ -322,23 +329,21 @@ where
     let (mut from_one, to_one) = one.split();
     let (mut from_two, to_two) = two.split();
     let end = tokio::select! {
-        end = bytes(&mut from_one, &to_two, visit) => end,
-        end = bytes(&mut from_two, &to_one, visit) => end,
+        end = bytes(&mut from_one, &to_two, purse) => end,
+        end = bytes(&mut from_two, &to_one, purse) => end,
     };
     let _gone = (to_one.close().await, to_two.close().await);
     end
 }
 
-async fn bytes<S>(from: &mut ChannelReadHalf, to: &ChannelWriteHalf<S>, visit: Option<&Visit>) -> End
+async fn bytes<S>(from: &mut ChannelReadHalf, to: &ChannelWriteHalf<S>, purse: &Purse) -> End
 where
     S: From<(ChannelId, ChannelMsg)> + Send + Sync + 'static,
 {
     while let Some(message) = from.wait().await {
         let passed = match message {
             ChannelMsg::Data { data } => {
-                if let Some(visit) = visit {
-                    visit.pay(data.len()).await;
-                }
+                purse.pay(data.len()).await;
                 to.data_bytes(data).await
             }
             ChannelMsg::Eof => to.eof().await,

@@ -92,7 +92,7 @@ async fn inside(
     match opened.await {
         Ok((lease, machine_side)) => {
             reply.accept().await;
-            if bridge::plain(channel, machine_side, Some(&visit)).await == End::Clean {
+            if bridge::plain(channel, machine_side, &visit.purse()).await == End::Clean {
                 lease.give_back();
             }
         }

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::{Gateway, handler::Guest};
 use crate::route::{Destination, Door};
-use crate::upstream::{Listening, Place};
+use crate::upstream::{Listening, Place, Taker};
 
 /// For the connection to the machine and its answer together.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -36,7 +36,7 @@ impl Remote {
         if self.places >= MAX_PLACES {
             return Err(format!("no more than {MAX_PLACES} remote forwards in one connection"));
         }
-        let (door, _) = guest.door(&gateway.directory.borrow(), Destination::Listen);
+        let (door, person) = guest.door(&gateway.directory.borrow(), Destination::Listen);
         let machine = match door {
             Door::Machine(machine) => machine,
             Door::Refuse(why) => return Err(why),
@@ -45,11 +45,13 @@ impl Remote {
         if self.listening.as_ref().is_some_and(Listening::is_over) {
             (self.listening, self.places) = (None, 0);
         }
+        let payer = person.as_ref().and_then(|person| person.home.as_ref()).unwrap_or(&machine.account);
+        let purse = gateway.accounts.purse(payer);
         let begun = async {
             let listening = match &mut self.listening {
                 Some(listening) => listening,
                 none => {
-                    let connected = gateway.pool.listen_for(&machine, client).await;
+                    let connected = gateway.pool.listen_for(&machine, Taker { client, purse }).await;
                     none.insert(connected.map_err(|error| error.to_string())?)
                 }
             };

@@ -14,7 +14,7 @@ use tracing::debug;
 use super::Gateway;
 use super::bridge::{self, End, Held, Passage, STDERR};
 use super::handler::Guest;
-use crate::accounts::Place;
+use crate::accounts::{Place, Purse};
 use crate::certificate::Terms;
 use crate::control::Caller;
 use crate::directory::wakes;
@@ -96,8 +96,13 @@ impl Visit {
     /// Waits until the account may move so many bytes more.
     pub async fn pay(&self, bytes: usize) {
         if let Some(place) = &self.place {
-            place.pay(bytes).await;
+            place.purse().pay(bytes).await;
         }
+    }
+
+    /// What its bytes are paid from.
+    pub fn purse(&self) -> Purse {
+        self.place.as_ref().map(|place| place.purse().clone()).unwrap_or_default()
     }
 
     /// The machine, awake and with an address to dial.

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use super::credentials::{Credentials, NoCertificate};
 use super::pins::{HostKeyMismatch, Pins};
+use crate::accounts::Purse;
 use crate::dial::{DialError, dial, patience};
 use crate::ssh::{CHANNEL_QUEUE, bridge};
 
@@ -54,7 +55,16 @@ pub enum UpstreamError {
 
 /// The client that gets what a machine opens, when there is one.
 #[derive(Debug, Clone, Default)]
-pub struct Sink(Arc<Mutex<Option<server::Handle>>>);
+pub struct Sink(Arc<Mutex<Option<Taker>>>);
+
+/// A client, and what pays for what it gets and says.
+#[derive(Debug, Clone)]
+pub struct Taker {
+    /// The client's connection.
+    pub client: server::Handle,
+    /// Its account's.
+    pub purse: Purse,
+}
 
 /// What a machine may open towards a client over one connection.
 #[derive(Debug, Clone, Default)]
@@ -67,11 +77,11 @@ pub struct Sinks {
 
 impl Sink {
     /// From now on to that client, or to nobody.
-    pub fn set(&self, client: Option<server::Handle>) {
+    pub fn set(&self, client: Option<Taker>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = client;
     }
 
-    fn get(&self) -> Option<server::Handle> {
+    fn get(&self) -> Option<Taker> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -154,12 +164,12 @@ impl Events {
         &self,
         machine_side: Channel<Msg>,
         reply: ChannelOpenHandle,
-        client: Option<server::Handle>,
+        taker: Option<Taker>,
         open: impl FnOnce(server::Handle) -> Opening + Send + 'static,
     ) where
         Opening: Future<Output = Result<Channel<server::Msg>, russh::Error>> + Send,
     {
-        let Some(client) = client else {
+        let Some(Taker { client, purse }) = taker else {
             // Nobody asked the machine for this.
             return reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
         };
@@ -170,7 +180,7 @@ impl Events {
             match open(client).await {
                 Ok(client_side) => {
                     reply.accept().await;
-                    bridge::plain(machine_side, client_side, None).await;
+                    bridge::plain(machine_side, client_side, &purse).await;
                 }
                 Err(_gone) => reply.reject(ChannelOpenFailure::ConnectFailed).await,
             }

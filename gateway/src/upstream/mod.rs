@@ -13,5 +13,5 @@ pub mod credentials;
 pub mod pins;
 mod pool;
 
-pub use connect::UpstreamError;
+pub use connect::{Taker, UpstreamError};
 pub use pool::{Lease, Listening, Place, Pool, Wanted};

@@ -7,10 +7,10 @@ use std::time::Duration;
 use mashines_fleet::id::{AccountId, MachineId};
 use mashines_fleet::record::Machine;
 use russh::client::{Handle, Msg};
-use russh::{Channel, Disconnect, server};
+use russh::{Channel, Disconnect};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::connect::{Connector, Events, Sinks, UpstreamError};
+use super::connect::{Connector, Events, Sinks, Taker, UpstreamError};
 use super::credentials::Credentials;
 
 /// Connections that wait, for one account and machine.
@@ -89,14 +89,10 @@ impl Pool {
         Ok((lease, channel))
     }
 
-    /// A connection into `machine` on which it listens for `client`, and on nothing else's behalf.
-    pub async fn listen_for(
-        &self,
-        machine: &Arc<Machine>,
-        client: server::Handle,
-    ) -> Result<Listening, UpstreamError> {
+    /// A connection into `machine` on which it listens for `taker`, and on nothing else's behalf.
+    pub async fn listen_for(&self, machine: &Arc<Machine>, taker: Taker) -> Result<Listening, UpstreamError> {
         let (handle, sinks) = self.connector.connect(machine).await?;
-        sinks.forwards.set(Some(client));
+        sinks.forwards.set(Some(taker));
         Ok(Listening { handle: Some(handle) })
     }
 
@@ -199,8 +195,8 @@ impl Lease {
     }
 
     /// Sends the machine's agent connections to that client.
-    pub fn forward_agent(&mut self, client: server::Handle) {
-        self.sinks.agent.set(Some(client));
+    pub fn forward_agent(&mut self, taker: Taker) {
+        self.sinks.agent.set(Some(taker));
         // The machine's sshd keeps the agent's socket for as long as the connection lives: nobody else may find it.
         self.reusable = false;
     }
