@@ -26,6 +26,7 @@ use crate::newcomers::Lately;
 use crate::records::{Private, Records, volumes_of};
 use crate::scheduler::{self, Candidate, Wanted};
 use crate::ssh_ca::SshCa;
+use crate::zone_keys;
 
 /// What every request and executor is given. Cheap to clone.
 #[derive(Clone)]
@@ -47,6 +48,8 @@ pub struct Inner {
     pub secret: EntrySecret,
     /// Looks at domains.
     pub keeper: Keeper,
+    /// What zones' parents have.
+    pub parents: zone_keys::Parents,
     /// Held from choosing a host to the commit that takes the room: of two launches one must see the other's.
     pub placing: tokio::sync::Mutex<()>,
     /// Accounts that were made lately; held while one is made.
@@ -88,6 +91,7 @@ impl Control {
             ssh_ca: SshCa::from_secret(&ssh.secret)?,
             secret,
             keeper: Keeper::default(),
+            parents: zone_keys::Parents::default(),
             placing: tokio::sync::Mutex::default(),
             newcomers: tokio::sync::Mutex::default(),
             sagas: Mutex::default(),
@@ -264,12 +268,14 @@ pub async fn run_with(config: Config, common: Common, listener: TcpListener) -> 
     let tls = common.identity.server_config(ClientCertificates::Optional)?;
     let app = crate::api::router(control.clone());
     let keeping = Keeper::run(control.clone());
-    let driver = Driver::new(control);
+    let parents = zone_keys::watch_parents(&control);
+    let driver = Driver::new(control.clone());
     tracing::info!(address = %listener.local_addr()?, "control listens");
     tokio::select! {
         served = mashines_fleet::rpc::serve(listener, app, tls, Limits::default(), common.stopped()) => served?,
         () = driver.run() => {}
         () = keeping => {}
+        () = parents => {}
     }
     Ok(())
 }

@@ -230,7 +230,7 @@ async fn either_of_two_name_servers_dies_under_load_and_comes_back_without_contr
     let zones = "[[fleet.zones]]\nname = \"mashine.dev\"\nrecords = [\n\
                  { name = \"here\", type = \"TXT\", ttl = 30, data = '\"here\"' },\n\
                  { name = \"*.wild\", type = \"TXT\", ttl = 30, data = '\"wild\"' },\n]";
-    let mut fleet = Fleet::found(directory.path(), &["ns1", "ns2"], zones).await;
+    let mut fleet = Fleet::found(directory.path(), &["ns1", "ns2"], zones, "").await;
     for server in &mut fleet.servers {
         server.start();
     }

@@ -129,8 +129,8 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Founds a fleet with control running and `names` entries that have joined. `zones`: TOML of `[[fleet.zones]]`.
-    pub async fn found(at: &Path, names: &[&str], zones: &str) -> Self {
+    /// Founds a fleet with control running and `names` entries that have joined. `zones`: TOML of `[[fleet.zones]]`; `settings`: more of `[control]`.
+    pub async fn found(at: &Path, names: &[&str], zones: &str, settings: &str) -> Self {
         let url = format!("https://127.0.0.1:{}", free_port());
         let head = |id: &str, role: &str| {
             format!(
@@ -145,7 +145,7 @@ impl Fleet {
             .collect();
         let founding = format!(
             "{}[fleet]\ndomain = \"mashine.dev\"\nprefix = \"2001:db8:160::/48\"\nname_servers = [{}]\n{zones}\n\
-             [control]\nlisten = \"{}\"\n",
+             [control]\nlisten = \"{}\"\n{settings}\n",
             head("control", "control"),
             name_servers.join(", "),
             url.trim_start_matches("https://"),
