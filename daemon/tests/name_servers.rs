@@ -5,18 +5,18 @@
 
 mod fleet;
 
-use std::fmt::Write as _;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use fleet::{Fleet, Process, eventually, free_port};
-use hickory_proto::op::{Edns, Message, Query, ResponseCode};
-use hickory_proto::rr::{Name, RData, RecordType};
+use fleet::asked::{ask, data};
+use fleet::unbound::Unbound;
+use fleet::{Fleet, eventually};
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::{RData, RecordType};
 use mashines_fleet::api::Zone;
 
 /// How long a client waits for one answer before it asks again, and how often it asks: what glibc does.
@@ -29,38 +29,8 @@ const NEXT_SERVER: Duration = Duration::from_millis(400);
 /// The answers that are waited for after each death, of all clients together.
 const AFTER_DEATH: u64 = 300;
 
-/// Asks once.
-fn ask(at: SocketAddr, name: &str, kind: RecordType, wait: Duration) -> Option<Message> {
-    let mut question = Message::query();
-    question.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
-    question.metadata.recursion_desired = true;
-    question.metadata.authentic_data = true;
-    let mut edns = Edns::new();
-    edns.set_dnssec_ok(true);
-    edns.set_max_payload(1232);
-    question.set_edns(edns);
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.connect(at).unwrap();
-    socket.set_read_timeout(Some(wait)).unwrap();
-    // A port where nobody listens is told by an error at once.
-    socket.send(&question.to_vec().unwrap()).ok()?;
-    let mut reply = [0; 4096];
-    let length = socket.recv(&mut reply).ok()?;
-    let reply = Message::from_vec(&reply[..length]).ok()?;
-    (reply.metadata.id == question.metadata.id).then_some(reply)
-}
-
 fn is_signed(reply: &Message) -> bool {
     reply.answers.iter().any(|record| record.record_type() == RecordType::RRSIG)
-}
-
-/// The data in the answer that are no signatures, in some order that is always the same.
-fn data(reply: &Message) -> Vec<String> {
-    let records = reply.answers.iter().filter(|record| record.record_type() != RecordType::RRSIG);
-    let mut data: Vec<String> =
-        records.map(|record| format!("{} {}", record.record_type(), record.data)).collect();
-    data.sort();
-    data
 }
 
 /// The zone's serial at a server that answers and signs.
@@ -94,35 +64,19 @@ fn content(at: SocketAddr) -> Vec<Vec<String>> {
     each.collect()
 }
 
-/// unbound, which knows nothing but the zone's key and where its servers are.
+/// unbound with the zone's key as its trust anchor.
 ///
 /// For how long it stays away from a server that did not answer is its own affair (15 minutes, and the next answer of the server
 /// that lives comes meanwhile). Here deaths are seconds apart, not days, so that memory is shorter in the same proportion.
-fn unbound(directory: &Path, ds: &str, servers: &[SocketAddr]) -> (Process, SocketAddr) {
-    let at = SocketAddr::from(([127, 0, 0, 1], free_port()));
-    let mut text = format!(
-        "server:\n interface: 127.0.0.1@{port}\n port: {port}\n username: \"\"\n chroot: \"\"\n directory: \"{here}\"\n pidfile: \"\"\n \
-         use-syslog: no\n logfile: \"\"\n do-daemonize: no\n do-not-query-localhost: no\n num-threads: 1\n use-caps-for-id: yes\n \
-         module-config: \"validator iterator\"\n target-fetch-policy: \"0 0 0 0 0\"\n val-log-level: 2\n aggressive-nsec: no\n \
-         infra-host-ttl: 2\n infra-keep-probing: yes\n \
-         trust-anchor: \"mashine.dev. DS {ds}\"\n\
-         remote-control:\n control-enable: no\n\
-         stub-zone:\n name: \"mashine.dev\"\n stub-prime: no\n",
-        port = at.port(),
-        here = directory.display(),
-    );
-    for server in servers {
-        writeln!(text, " stub-addr: 127.0.0.1@{}", server.port()).unwrap();
-    }
-    let file = directory.join("unbound.conf");
-    std::fs::write(&file, text).unwrap();
-    let process =
-        Process::start(Command::new("unbound").arg("-d").arg("-c").arg(&file), directory.join("unbound.log"));
+fn unbound(directory: &Path, ds: &str, servers: &[SocketAddr]) -> Unbound {
+    let anchor = format!("trust-anchor: \"mashine.dev. DS {ds}\"");
+    let settings = ["infra-host-ttl: 2", "infra-keep-probing: yes", &anchor];
+    let unbound = Unbound::start(directory, &settings, &[("mashine.dev", servers)]);
     eventually("unbound validates", || {
-        let reply = ask(at, "here.mashine.dev.", RecordType::TXT, Duration::from_secs(1))?;
+        let reply = ask(unbound.at, "here.mashine.dev.", RecordType::TXT, Duration::from_secs(1))?;
         (reply.metadata.authentic_data && !reply.answers.is_empty()).then_some(())
     });
-    (process, at)
+    unbound
 }
 
 /// Steady questions, each for a name that no cache has.
@@ -239,8 +193,8 @@ async fn either_of_two_name_servers_dies_under_load_and_comes_back_without_contr
     eventually("both serve the same", || serial(one).filter(|serial| Some(*serial) == self::serial(two)));
     let zones: Vec<Zone> = fleet.api.get("/v1/fleet/zones").await.unwrap();
     let zone = zones.into_iter().find(|zone| zone.zone.as_str() == "mashine.dev").unwrap();
-    let (_unbound, resolver) = unbound(directory.path(), &zone.keys[0].ds, &both);
-    let load = Load::start(resolver, &both);
+    let unbound = unbound(&directory.path().join("unbound"), &zone.keys[0].ds, &both);
+    let load = Load::start(unbound.at, &both);
     load.go_on("answers of both");
 
     // One dies; what changes meanwhile, the other has, and it after its return.

@@ -1,5 +1,11 @@
 //! A fleet of real processes on loopback: control, and entries that answer names. Each can be killed alone and started again.
 
+// Each test program uses a part of it.
+#![allow(dead_code)]
+
+pub mod asked;
+pub mod unbound;
+
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
