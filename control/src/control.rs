@@ -297,9 +297,11 @@ mod tests {
     #[test]
     fn a_machine_is_given_the_resolvers_of_its_own_region_first() {
         let mut view = View::default();
-        for (id, region, offer) in
-            [("away", "ams", Some("2001:db8::a")), ("here", "fra", Some("2001:db8::f")), ("hosta", "fra", None)]
-        {
+        for (id, region, offer) in [
+            ("away", "ams", Some("2001:db8::a")),
+            ("here", "fra", Some("2001:db8::f")),
+            ("hosta", "fra", None),
+        ] {
             let mut entry = host(id);
             entry.region = region.to_owned();
             entry.resolvers = offer.map(|ip| ip.parse().unwrap()).into_iter().collect();
