@@ -94,6 +94,14 @@ async fn keys_ds_and_rollover_say_what_to_do_next() {
          mashine.test  1    active     2026-11-22T00:00:00Z  should be      wait\n\
          mashine.test  2    published  2026-11-22T00:00:00Z  -\n"
     );
+    let mut told = zone.clone();
+    told["parent"] = json!({"state": "broken", "says": "the parent's DS (key 7) matches none of our keys"});
+    can(&fleet, "GET /v1/fleet/zones", json!([told]));
+    let (_, out, _) = fleet.lobby("dns keys").await;
+    assert!(
+        out.ends_with("\nmashine.test: broken: the parent's DS (key 7) matches none of our keys\n"),
+        "{out}"
+    );
     assert_eq!(
         fleet.lobby("dns ds mashine.test.").await.1,
         "mashine.test. IN DS 1 13 2 AB\nmashine.test. IN CDS 1 13 2 AB\nmashine.test. IN CDNSKEY 257 3 13 QQ==\n"
@@ -104,5 +112,7 @@ async fn keys_ds_and_rollover_say_what_to_do_next() {
     assert!(fleet.lobby("dns rollover mashine.test").await.1.ends_with("next: wait\n"));
     can(&fleet, "POST /v1/fleet/zones/mashine.test/ds-seen", zone);
     assert_eq!(fleet.lobby("dns rollover mashine.test --ds-seen").await.0, 0);
+    assert_eq!(fleet.lobby("dns rollover mashine.test --ds-seen --anyway").await.0, 0);
+    assert_eq!(fleet.lobby("dns rollover mashine.test --anyway").await.0, 2);
     assert_eq!(fleet.lobby("dns rollover 'a/b'").await.0, 2);
 }

@@ -29,13 +29,16 @@ pub struct Config {
     /// How long a migration may take when nobody says otherwise, seconds.
     #[serde(default = "timeout")]
     pub migration_timeout_s: u64,
-    /// Resolvers that are asked whether a domain's owner wants it here; those of `/etc/resolv.conf` when empty. One that validates
-    /// DNSSEC makes the proof as strong as the domain's zone.
+    /// Resolvers that are asked whether a domain's owner wants it here, and what zones' parents have; those of `/etc/resolv.conf` when
+    /// empty. One that validates DNSSEC makes the proof as strong as the domain's zone.
     #[serde(default)]
     pub resolvers: Vec<SocketAddr>,
     /// How long caches may keep what they know of a zone: what a rollover of its keys waits for.
     #[serde(default)]
     pub zone_keys: Timing,
+    /// How often the parents of zones are looked at, seconds.
+    #[serde(default = "parent_look")]
+    pub parent_look_s: u64,
 }
 
 fn listen() -> SocketAddr {
@@ -48,6 +51,10 @@ fn two() -> usize {
 
 fn budget() -> u64 {
     20
+}
+
+fn parent_look() -> u64 {
+    60
 }
 
 fn timeout() -> u64 {
@@ -65,6 +72,7 @@ impl Default for Config {
             migration_timeout_s: timeout(),
             resolvers: Vec::new(),
             zone_keys: Timing::default(),
+            parent_look_s: parent_look(),
         }
     }
 }

@@ -29,6 +29,7 @@ mod lifecycle;
 mod migration;
 mod newcomers;
 mod records;
+mod resolver;
 mod scheduler;
 mod signed;
 mod ssh_ca;

@@ -26,6 +26,7 @@ pub fn host(id: &str) -> Host {
         seen_at: 0,
         public_ipv4: vec![],
         public_ipv6: vec![],
+        resolvers: vec![],
     }
 }
 

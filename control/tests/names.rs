@@ -5,10 +5,11 @@
 mod support;
 
 use http::Method;
-use mashines_fleet::api::{self, DnsRecords, UpdateKeyMade, Zone};
+use mashines_fleet::api::{self, Delegation, DnsRecords, UpdateKeyMade, Zone};
 use mashines_fleet::dns_update::{self, Change, Outcome, Updated};
 use mashines_fleet::record::ZoneKeyState;
 use serde_json::{Value, json};
+use support::names::Names;
 use support::people::{People, ask, launch, refused};
 use support::{Fleet, MACHINES, eventually};
 
@@ -35,13 +36,19 @@ async fn every_zone_has_a_key_from_the_start_and_keeps_it_over_restarts() {
     fleet.restart_control().await;
     let again: Vec<Zone> =
         eventually("control is up", || async { fleet.client.get("/v1/fleet/zones").await.ok() }).await;
-    assert_eq!(first, again);
+    let keys = |zones: Vec<Zone>| zones.into_iter().map(|zone| (zone.zone, zone.keys)).collect::<Vec<_>>();
+    assert_eq!(keys(first), keys(again));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollover_waits_for_caches_and_for_the_parent() {
     let timing = mashines_control::Timing { dnskey_ttl_s: 1, ds_ttl_s: 1, longest_ttl_s: 1, slack_s: 1 };
-    let fleet = Fleet::up_with(&[], |config| config.zone_keys = timing).await;
+    let dns = Names::start().await;
+    let fleet = Fleet::up_with(&[], |config| {
+        config.zone_keys = timing;
+        config.resolvers = vec![dns.address];
+    })
+    .await;
     let of = |zones: Vec<Zone>| zones.into_iter().find(|zone| zone.zone.as_str() == "mashine.test");
     let old = eventually("the zone has a key", || async { of(zones(&fleet).await) }).await.keys[0].tag;
     let path = "/v1/fleet/zones/mashine.test";
@@ -82,12 +89,67 @@ async fn a_rollover_waits_for_caches_and_for_the_parent() {
     })
     .await;
     assert_eq!(state(old)().await.unwrap(), Some((ZoneKeyState::Active, false)));
-    let seen: Zone = fleet.post(&format!("{path}/ds-seen"), json!({})).await.unwrap();
+    // The parent has the old DS alone; then it is silent; then somebody knows better.
+    let ds = |zones: Vec<Zone>, tag| of(zones)?.keys.into_iter().find(|key| key.tag == tag).map(|key| key.ds);
+    dns.ds("mashine.test", &[&ds(zones(&fleet).await, old).unwrap()]);
+    let seen = format!("{path}/ds-seen");
+    let shows = format!("it shows key {old}.");
+    refused(&fleet.client, Method::POST, &seen, json!({}), 409, &shows).await;
+    let secure = of(zones(&fleet).await).unwrap().parent;
+    assert_eq!(
+        (secure.state, secure.says.contains(&format!("key {old}"))),
+        (Delegation::Secure, true),
+        "{secure:?}"
+    );
+    dns.silence(true);
+    refused(&fleet.client, Method::POST, &seen, json!({}), 409, "could not be seen").await;
+    assert_eq!(of(zones(&fleet).await).unwrap().parent.state, Delegation::Unknown);
+    dns.silence(false);
+    let seen: Zone = fleet.post(&seen, json!({"anyway": true})).await.unwrap();
     assert_eq!(
         seen.keys.iter().map(|k| (k.tag, k.state)).collect::<Vec<_>>(),
         [(old, ZoneKeyState::Retired), (new, ZoneKeyState::Active)]
     );
     eventually("the old key is gone", || async { state(old)().await?.is_none().then_some(()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollover_goes_on_by_itself_when_the_parent_has_the_new_ds_and_a_person_is_told_what_the_parent_lacks()
+ {
+    let timing = mashines_control::Timing { dnskey_ttl_s: 1, ds_ttl_s: 1, longest_ttl_s: 1, slack_s: 0 };
+    let dns = Names::start().await;
+    let fleet = Fleet::up_with(&[], |config| {
+        config.zone_keys = timing;
+        config.resolvers = vec![dns.address];
+        config.parent_look_s = 1;
+    })
+    .await;
+    let zone = async || {
+        let zones = zones(&fleet).await;
+        zones.into_iter().find(|zone| zone.zone.as_str() == "mashine.test")
+    };
+    let is = async |wanted: Delegation| zone().await.filter(|zone| zone.parent.state == wanted);
+    let insecure = eventually("it is seen that there is no DS", || is(Delegation::Insecure)).await;
+    let line = format!("give your registrar this line: mashine.test. IN DS {}", insecure.keys[0].ds);
+    assert!(insecure.parent.says.ends_with(&line), "{}", insecure.parent.says);
+    dns.ds("mashine.test", &[&format!("4711 13 2 {}", "AB".repeat(32))]);
+    let broken = eventually("it is seen that the DS is another's", || is(Delegation::Broken)).await;
+    assert!(broken.parent.says.contains("4711"), "{}", broken.parent.says);
+    dns.ds("mashine.test", &[&insecure.keys[0].ds]);
+    eventually("it is seen that the DS is ours", || is(Delegation::Secure)).await;
+
+    let begun: Zone = fleet.post("/v1/fleet/zones/mashine.test/rollover", json!({})).await.unwrap();
+    let new = &begun.keys[1];
+    let in_state = async |state| {
+        zone().await.filter(|zone| zone.keys.iter().any(|key| key.tag == new.tag && key.state == state))
+    };
+    let announced = eventually("it is announced", || in_state(ZoneKeyState::Announced)).await;
+    assert!(announced.next.contains("control looks for it"), "{}", announced.next);
+    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    assert!(in_state(ZoneKeyState::Announced).await.is_some(), "the parent has not got it yet");
+    dns.ds("mashine.test", &[&new.ds]);
+    eventually("it signs", || in_state(ZoneKeyState::Active)).await;
+    eventually("the old one is gone", || async { zone().await.filter(|zone| zone.keys.len() == 1) }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -134,6 +134,9 @@ impl Config {
             bail!("configuration {}: `roles` names none of control, netd, host, entry", path.display());
         }
         config.netd(None).with_context(|| format!("configuration {}", path.display()))?;
+        if let Some(dns) = &config.dns {
+            dns.check().with_context(|| format!("configuration {}", path.display()))?;
+        }
         if let Some(acme) = &config.acme {
             acme.check().with_context(|| format!("configuration {}", path.display()))?;
         }

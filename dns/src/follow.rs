@@ -1,6 +1,6 @@
 //! What else follows the replica, beside the answers: machines with update keys, the directory of `.internal` names, copies for secondaries.
 //!
-//! None of it is in the way of an answer: each has tasks of its own, and what looks at every machine does so in a thread.
+//! None of it is in the way of an answer: each has tasks of its own, and what looks at every machine, as all do once, does so in a thread.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::desk::{Desk, desk};
 use crate::internal::names::Directory;
 use crate::internal::{Resolver, serve_tcp, serve_udp};
 use crate::name::Name;
-use crate::operations::{Operations, Parts, update_keys};
+use crate::operations::{Operations, Parts, UpdateKeys};
 use crate::server::unix_time;
 use crate::transfer::secondary::Secondaries;
 use crate::transfer::{Board, notify, publish};
@@ -88,18 +88,18 @@ impl Internal {
 impl Around {
     /// Starts all of it. What is more than a question goes to the desk.
     pub fn start(self, internal: Internal, tasks: &mut JoinSet<anyhow::Result<()>>) -> Desk {
-        let (keys, update_keys_now) = watch::channel(Arc::default());
+        let (keys, update_keys) = watch::channel(UpdateKeys::default());
         let (domains, domain) = watch::channel(None);
-        tasks.spawn(follow(self.views.clone(), move |view| {
-            keys.send_replace(Arc::new(update_keys(view)));
+        tasks.spawn(follow(self.views.clone(), move |before, view| {
+            advance(&keys, before, view, UpdateKeys::follow);
             let name = view.config.as_ref().and_then(|config| config.domain.parse::<Name>().ok());
             domains.send_replace(name);
         }));
         let board = self.start_copies(tasks);
         if !internal.sockets.is_empty() {
-            let (directories, directory) = watch::channel(Arc::default());
-            tasks.spawn(follow(self.views.clone(), move |view| {
-                directories.send_replace(Arc::new(Directory::of(view)));
+            let (directories, directory) = watch::channel(Directory::default());
+            tasks.spawn(follow(self.views.clone(), move |before, view| {
+                advance(&directories, before, view, Directory::follow);
             }));
             let resolver = Resolver::new(directory, internal.forward);
             for (udp, tcp) in internal.sockets {
@@ -111,7 +111,7 @@ impl Around {
         let operations = Operations::new(Parts {
             secondaries: self.secondaries,
             board,
-            update_keys: update_keys_now,
+            update_keys,
             secret: self.secrets,
             domain,
             served: self.served,
@@ -148,18 +148,40 @@ impl Around {
     }
 }
 
-/// Does something with each new view, the first one too, as far as there is time.
+/// Does something with each new view and the one before (none at first), as far as there is time.
 async fn follow(
     mut views: watch::Receiver<Arc<View>>,
-    with: impl Fn(&View) + Clone + Send + Sync + 'static,
+    with: impl Fn(Option<&View>, &View) + Clone + Send + Sync + 'static,
 ) -> anyhow::Result<()> {
+    let mut before: Option<Arc<View>> = None;
     loop {
         let begun = Instant::now();
         let (view, with) = (Arc::clone(&views.borrow_and_update()), with.clone());
-        tokio::task::spawn_blocking(move || with(&view)).await.context("following the replica")?;
+        let work = move || {
+            with(before.as_deref(), &view);
+            view
+        };
+        before = Some(tokio::task::spawn_blocking(work).await.context("following the replica")?);
         tokio::time::sleep(begun.elapsed() * SHARE).await;
         if views.changed().await.is_err() {
             return std::future::pending().await;
+        }
+    }
+}
+
+/// Takes a projection one view further where it is. The first of a large fleet takes a while: it is made beside, and readers see none until then.
+fn advance<T: Default>(
+    shown: &watch::Sender<T>,
+    before: Option<&View>,
+    view: &View,
+    step: impl Fn(&mut T, &View, &View),
+) {
+    match before {
+        Some(before) => shown.send_modify(|projection| step(projection, before, view)),
+        None => {
+            let mut first = T::default();
+            step(&mut first, &View::default(), view);
+            shown.send_replace(first);
         }
     }
 }

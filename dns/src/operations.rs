@@ -58,14 +58,28 @@ const MAX_UDP: usize = 1232;
 const CLASS_IN: u16 = 1;
 
 /// Machines with a key for updates, by name.
-pub type UpdateKeys = BTreeMap<String, Arc<Machine>>;
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct UpdateKeys(BTreeMap<String, Arc<Machine>>);
 
-/// The machines of a view that have a key.
-pub fn update_keys(view: &View) -> UpdateKeys {
-    let alive =
-        |machine: &&Arc<Machine>| machine.update_key.is_some() && machine.desired != Desired::Destroyed;
-    let keyed = view.machines.values().filter(alive);
-    keyed.map(|machine| (machine.slug.to_string(), Arc::clone(machine))).collect()
+impl UpdateKeys {
+    /// Goes from those of the view `before` to those of `view`.
+    pub fn follow(&mut self, before: &View, view: &View) {
+        let has_key =
+            |machine: &&Arc<Machine>| machine.update_key.is_some() && machine.desired != Desired::Destroyed;
+        let changed = view.changed_machines(before);
+        // What goes, goes first: a name may have a new owner in the same change.
+        for old in changed.iter().filter_map(|(old, _)| old.filter(has_key)) {
+            if self.0.get(old.slug.as_str()).is_some_and(|known| known.id == old.id) {
+                self.0.remove(old.slug.as_str());
+            }
+        }
+        let new = changed.iter().filter_map(|(_, new)| new.filter(has_key));
+        self.0.extend(new.map(|machine| (machine.slug.to_string(), Arc::clone(machine))));
+    }
+
+    fn get(&self, slug: &str) -> Option<&Arc<Machine>> {
+        self.0.get(slug)
+    }
 }
 
 /// What this server does for secondaries and for owners' programs. Cheap to clone.
@@ -79,7 +93,7 @@ pub struct Parts {
     /// The copies.
     pub board: watch::Receiver<Arc<Board>>,
     /// Machines with a key.
-    pub update_keys: watch::Receiver<Arc<UpdateKeys>>,
+    pub update_keys: watch::Receiver<UpdateKeys>,
     /// What opens the keys.
     pub secret: watch::Receiver<Option<EntrySecret>>,
     /// The fleet's zone, which machines' names are in.
@@ -503,7 +517,7 @@ mod tests {
         Operations::new(Parts {
             secondaries: Secondaries::default(),
             board: watch::channel(Arc::default()).1,
-            update_keys: watch::channel(Arc::default()).1,
+            update_keys: watch::channel(UpdateKeys::default()).1,
             secret: watch::channel(None).1,
             domain: watch::channel(None).1,
             served: watch::channel(0).1,

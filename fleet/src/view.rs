@@ -2,7 +2,14 @@
 //!
 //! A [`View`] is the fold of the change stream. [`View::apply`] is pure: the same batches in the same order give the
 //! same view, wherever it started from. Records are behind `Arc`s, so a clone is a few tree copies and comparing an
-//! old with a new view can begin with `Arc::ptr_eq`.
+//! old with a new view can begin with `Arc::ptr_eq`. A view also remembers what changed last, so that who follows machines by
+//! [`View::changed_machines`] looks at those that changed and not at a million.
+//!
+//! Invariant: a view that was handed out is changed by [`View::apply`] alone; fields are public to be read, and to make one up for a test.
+
+mod trail;
+
+pub use trail::Trail;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -49,7 +56,13 @@ pub struct View {
     /// The platform's accounts at issuers of certificates.
     #[serde(default)]
     pub acme_accounts: BTreeMap<IssuerName, Arc<AcmeAccount>>,
+    /// What changed last; for nobody but the view to look into.
+    #[serde(skip)]
+    pub trail: Trail,
 }
+
+/// A record before and after: none where it was not there.
+pub type Difference<'a, T> = (Option<&'a Arc<T>>, Option<&'a Arc<T>>);
 
 /// One record's change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -91,7 +104,8 @@ impl View {
             return Vec::new();
         }
         self.revision = batch.revision;
-        batch.changes.iter().filter_map(|change| self.apply_change(change).err()).collect()
+        self.trail.step(batch.changes.iter().filter_map(|change| change.key.parse().ok()).collect());
+        batch.changes.iter().filter_map(|change| self.put(change).err()).collect()
     }
 
     /// Puts or removes one record, without a look at revisions: a snapshot is a row of these.
@@ -99,6 +113,12 @@ impl View {
     /// # Errors
     /// [`Skipped`] when the record does not decode; the view is as before.
     pub fn apply_change(&mut self, change: &Change) -> Result<(), Skipped> {
+        // What began anew is nobody's successor.
+        self.trail = Trail::default();
+        self.put(change)
+    }
+
+    fn put(&mut self, change: &Change) -> Result<(), Skipped> {
         let Ok(key) = change.key.parse::<Key>() else { return Ok(()) };
         let outcome = match key {
             Key::Config => decode(change).map(|record| self.config = record),
@@ -116,8 +136,41 @@ impl View {
         outcome.map_err(|why| Skipped { key: change.key.clone(), revision: self.revision, why })
     }
 
-    /// Makes the record of `key` what it is in `other`, the very same object: so a copy that fell behind catches up without a copy of all.
-    pub fn take_from(&mut self, other: &Self, key: &Key) {
+    /// Becomes `newer`, with the very same records, where it is known what changed in between: so a copy that fell behind catches up
+    /// without a copy of all. Whether it did.
+    #[must_use]
+    pub fn catch_up(&mut self, newer: &Self) -> bool {
+        let Some(keys) = newer.trail.since(&self.trail) else { return false };
+        keys.into_iter().for_each(|key| self.take_from(newer, key));
+        self.revision = newer.revision;
+        self.trail = newer.trail.clone();
+        true
+    }
+
+    /// Machines that are not the same object in `before`, an older view, as in this one: by what is remembered of the changes in between, else
+    /// by a walk over all.
+    pub fn changed_machines<'a>(&'a self, before: &'a Self) -> Vec<Difference<'a, Machine>> {
+        let Some(keys) = self.trail.since(&before.trail) else {
+            return differences(&before.machines, &self.machines);
+        };
+        let machines = keys.into_iter().filter_map(|key| match key {
+            Key::Machine(id) => Some((before.machines.get(id), self.machines.get(id))),
+            Key::Config
+            | Key::Account(_)
+            | Key::Host(_)
+            | Key::Volume(_)
+            | Key::Migration(_)
+            | Key::Domain(_)
+            | Key::Certificate(_)
+            | Key::Challenge(_)
+            | Key::ZoneKeys(_)
+            | Key::AcmeAccount(_) => None,
+        });
+        machines.filter(|(old, new)| !is_same(*old, *new)).collect()
+    }
+
+    /// Makes the record of `key` what it is in `other`.
+    fn take_from(&mut self, other: &Self, key: &Key) {
         fn take<K: Ord + Clone, T>(to: &mut BTreeMap<K, Arc<T>>, from: &BTreeMap<K, Arc<T>>, id: &K) {
             put(to, id.clone(), from.get(id).map(Arc::clone));
         }
@@ -162,43 +215,46 @@ fn put<K: Ord, T>(map: &mut BTreeMap<K, Arc<T>>, key: K, record: Option<Arc<T>>)
     };
 }
 
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn account(id: &str, admin: bool) -> Change {
-        let value = json!({"id": id, "ssh_keys": [], "private_prefix": "fd00::", "admin": admin});
-        Change { key: format!("accounts/{id}"), value: Some(value) }
-    }
-
-    #[test]
-    fn an_old_batch_changes_nothing() {
-        let mut view = View::default();
-        view.apply(&Batch { revision: 5, changes: vec![account("ann", true)] });
-        let before = view.clone();
-        view.apply(&Batch { revision: 5, changes: vec![account("bob", true)] });
-        view.apply(&Batch { revision: 4, changes: vec![account("ann", false)] });
-        assert_eq!(view, before);
-    }
-
-    #[test]
-    fn a_record_that_does_not_decode_leaves_the_older_one_and_is_told() {
-        let mut view = View::default();
-        view.apply(&Batch { revision: 1, changes: vec![account("ann", true)] });
-        let broken = Change { key: "accounts/ann".into(), value: Some(json!({"id": 7})) };
-        let skipped = view.apply(&Batch { revision: 2, changes: vec![broken, account("bob", false)] });
-        assert_eq!(skipped.len(), 1);
-        assert!(view.accounts.values().any(|a| a.admin), "ann's older record stays");
-        assert_eq!(view.accounts.len(), 2, "the rest of the batch is applied");
-    }
-
-    #[test]
-    fn kinds_of_a_newer_version_are_passed_over() {
-        let mut view = View::default();
-        let foreign = Change { key: "kinds-to-come/x".into(), value: Some(json!({})) };
-        assert!(view.apply(&Batch { revision: 1, changes: vec![foreign] }).is_empty());
-        assert_eq!(view.revision, 1);
+fn is_same<T>(one: Option<&Arc<T>>, two: Option<&Arc<T>>) -> bool {
+    match (one, two) {
+        (Some(one), Some(two)) => Arc::ptr_eq(one, two),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
     }
 }
+
+/// Records that are not the same object in both, in one walk over both rows.
+fn differences<'a, K: Ord, T>(
+    before: &'a BTreeMap<K, Arc<T>>,
+    after: &'a BTreeMap<K, Arc<T>>,
+) -> Vec<Difference<'a, T>> {
+    let (mut old, mut new) = (before.iter().peekable(), after.iter().peekable());
+    let mut found = Vec::new();
+    loop {
+        match (old.peek(), new.peek()) {
+            (None, None) => return found,
+            (Some((_, one)), None) => found.push((Some(*one), None)),
+            (None, Some((_, two))) => found.push((None, Some(*two))),
+            // The same object has the same key, which is then not looked at: that is what makes a million quick.
+            (Some((_, one)), Some((_, two))) if Arc::ptr_eq(one, two) => {}
+            (Some((one_key, one)), Some((two_key, two))) => match one_key.cmp(two_key) {
+                std::cmp::Ordering::Less => {
+                    found.push((Some(*one), None));
+                    old.next();
+                    continue;
+                }
+                std::cmp::Ordering::Greater => {
+                    found.push((None, Some(*two)));
+                    new.next();
+                    continue;
+                }
+                std::cmp::Ordering::Equal => found.push((Some(*one), Some(*two))),
+            },
+        }
+        old.next();
+        new.next();
+    }
+}
+
+#[cfg(test)]
+mod tests;

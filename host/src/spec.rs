@@ -152,7 +152,7 @@ pub fn guest(spec: &MachineSpec, image: &LocalImage, dns: &[IpAddr]) -> Config {
     config.ssh_authorized_keys = spec.ssh_keys.clone();
     config.ssh_user_ca = spec.ssh_user_ca.clone();
     config.ssh_host_keys = spec.ssh_host_key.iter().map(host_key).collect();
-    config.dns = dns.to_vec();
+    config.dns = resolvers(&spec.resolvers, dns);
     config.env = environment(spec);
     config.volumes = volumes(spec, image.rootfs.is_some());
     config.files = files(spec);
@@ -164,6 +164,20 @@ pub fn guest(spec: &MachineSpec, image: &LocalImage, dns: &[IpAddr]) -> Config {
         config.root = Root { device: NO_ROOT.to_owned(), ..Root::default() };
     }
     config
+}
+
+/// The fleet's own resolvers, which know `.internal` names, and behind them one of the host's at least: should no entry answer, the world's
+/// names are found nevertheless. A C library looks at three lines of resolv.conf (`MAXNS`).
+fn resolvers(fleets: &[IpAddr], hosts: &[IpAddr]) -> Vec<IpAddr> {
+    const MOST: usize = 3;
+    let fleets = fleets.iter().take(MOST - hosts.len().min(1));
+    let mut all: Vec<IpAddr> = Vec::new();
+    for address in fleets.chain(hosts) {
+        if all.len() < MOST && !all.contains(address) {
+            all.push(*address);
+        }
+    }
+    all
 }
 
 fn host_key(key: &SshHostKey) -> HostKey {
@@ -245,6 +259,22 @@ mod tests {
         assert_eq!(guest.volumes[0].device, "/dev/vdb");
         assert_eq!(guest.volumes[0].fs_uuid.as_deref(), Some("6d617368-696e-8001-8000-23456789abcd"));
         assert_eq!(guest.ready.tcp_port, Some(22));
+    }
+
+    #[test]
+    fn a_guest_asks_the_fleets_resolvers_first_and_can_always_fall_back_on_the_hosts() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, mut spec) = (image(dir.path()), instance().spec);
+        let ips = |text: &[&str]| text.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
+        let hosts = ips(&["2001:db8::8", "2001:db8::9"]);
+        assert_eq!(guest(&spec, &image, &hosts).dns, hosts, "no entry offers any");
+        spec.resolvers = ips(&["2001:db8::53"]);
+        assert_eq!(guest(&spec, &image, &hosts).dns, ips(&["2001:db8::53", "2001:db8::8", "2001:db8::9"]));
+        spec.resolvers = ips(&["2001:db8::53", "2001:db8::54", "2001:db8::55", "2001:db8::56"]);
+        assert_eq!(guest(&spec, &image, &hosts).dns, ips(&["2001:db8::53", "2001:db8::54", "2001:db8::8"]));
+        assert_eq!(guest(&spec, &image, &[]).dns, ips(&["2001:db8::53", "2001:db8::54", "2001:db8::55"]));
+        spec.resolvers = hosts.clone();
+        assert_eq!(guest(&spec, &image, &hosts).dns, hosts, "each once");
     }
 
     #[test]

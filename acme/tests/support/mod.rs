@@ -116,6 +116,7 @@ impl World {
             seen_at: 0,
             public_ipv4: vec![LOCAL],
             public_ipv6: vec![],
+            resolvers: vec![],
         };
         let client = Client::to_control(&identity, &self.fleet.url).unwrap();
         let report = json!({"host": host});

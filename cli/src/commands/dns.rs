@@ -1,6 +1,8 @@
 //! `mashines dns`: what owners put into DNS below a machine's name, keys for updates by programs, and the keys of the fleet's zones.
 
-use mashines_fleet::api::{AddRecord, DnsRecords, Done, Machine, RemoveRecords, UpdateKeyMade, Zone};
+use mashines_fleet::api::{
+    AddRecord, Delegation, DnsRecords, Done, DsSeen, Machine, RemoveRecords, UpdateKeyMade, Zone,
+};
 use mashines_fleet::own_record;
 use mashines_fleet::record::{OwnRecord, ZoneKeyState};
 
@@ -90,9 +92,12 @@ enum Action {
     Rollover {
         /// The zone
         zone: String,
-        /// Every server of the parent shows the new DS
+        /// The parent has the new DS: go on at once. Control goes on by itself too, when it has seen it
         #[arg(long)]
         ds_seen: bool,
+        /// With --ds-seen: though control does not see it there. Wrongly said, the zone is bogus once the old key is gone
+        #[arg(long, requires = "ds_seen")]
+        anyway: bool,
     },
 }
 
@@ -129,7 +134,7 @@ pub(super) async fn run(args: Args, context: &mut Context<'_>) -> Result<Exit, C
         Action::UpdateKey { machine, revoke } => update_key(&machine, revoke, &client, context).await,
         Action::Keys => {
             let zones = zones(&client).await?;
-            let text = keys_table(&zones);
+            let text = keys_table(&zones) + &parents(&zones);
             context.answer(&zones, &text).await
         }
         Action::Ds { zone } => {
@@ -145,13 +150,19 @@ pub(super) async fn run(args: Args, context: &mut Context<'_>) -> Result<Exit, C
             let text: String = zones.iter().map(for_the_parent).collect();
             context.answer(&zones, &text).await
         }
-        Action::Rollover { zone, ds_seen } => {
+        Action::Rollover { zone, ds_seen, anyway } => {
             let zone = zone_segment(&zone)?;
             let step = if ds_seen { "ds-seen" } else { "rollover" };
             let what = format!("roll the key of {zone} over");
             let path = format!("{ZONES}/{zone}/{step}");
-            let zone: Zone = client.post(&what, &path, &serde_json::json!({})).await?;
-            let text = format!("{}next: {}\n", keys_table(std::slice::from_ref(&zone)), zone.next);
+            let body = if ds_seen { serde_json::json!(DsSeen { anyway }) } else { serde_json::json!({}) };
+            let zone: Zone = client.post(&what, &path, &body).await?;
+            let text = format!(
+                "{}{}next: {}\n",
+                keys_table(std::slice::from_ref(&zone)),
+                parents(std::slice::from_ref(&zone)),
+                zone.next
+            );
             context.answer(&zone, &text).await
         }
     }
@@ -284,6 +295,19 @@ fn keys_table(zones: &[Zone]) -> String {
         }
     }
     table.render()
+}
+
+/// Whether anybody checks the signatures: a line a zone.
+fn parents(zones: &[Zone]) -> String {
+    let word = |state: Delegation| match state {
+        Delegation::Unknown => "unknown",
+        Delegation::Secure => "secure",
+        Delegation::Insecure => "insecure",
+        Delegation::Broken => "broken",
+    };
+    // A control of before this question has nothing to say.
+    let told = zones.iter().filter(|zone| !zone.parent.says.is_empty());
+    told.map(|zone| format!("{}: {}: {}\n", zone.zone, word(zone.parent.state), zone.parent.says)).collect()
 }
 
 /// Lines of a zone file, as registrars take them.

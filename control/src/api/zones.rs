@@ -2,12 +2,13 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use mashines_fleet::api::{ShownKey, Zone};
+use mashines_fleet::api::{DsSeen, ShownKey, Zone};
 use mashines_fleet::id::DomainName;
 use mashines_fleet::record::ZoneKeys;
 
 use super::answer::Answer;
 use super::auth::Caller;
+use super::request::OptionalPayload;
 use super::suggest::did_you_mean;
 use crate::control::Control;
 use crate::failure::{Failure, Result};
@@ -29,6 +30,7 @@ fn shown(control: &Control, keys: &ZoneKeys) -> Zone {
         zone: zone.clone(),
         keys: keys.keys.iter().map(of).collect(),
         next: zone_keys::next_step(zone.as_str(), &keys.keys, &control.config.zone_keys),
+        parent: control.parents.judge(keys),
     }
 }
 
@@ -63,9 +65,11 @@ pub async fn ds_seen(
     State(control): State<Control>,
     caller: Caller,
     Path(zone): Path<String>,
+    OptionalPayload(DsSeen { anyway }): OptionalPayload<DsSeen>,
 ) -> Answer<Zone> {
     caller.must_be_admin("roll keys over")?;
-    let keys = zone_keys::ds_seen(&control, &find(&control, &zone)?).await?;
-    caller.audit(&format!("saw the new DS of zone {} at its parent", keys.id));
+    let keys = zone_keys::ds_seen(&control, &find(&control, &zone)?, anyway).await?;
+    let how = if anyway { ", whatever control sees" } else { "" };
+    caller.audit(&format!("saw the new DS of zone {} at its parent{how}", keys.id));
     Ok(Json(shown(&control, &keys)))
 }

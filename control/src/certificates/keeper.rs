@@ -12,11 +12,12 @@ use mashines_fleet::record::{Certificate, Desired, Domain, MachineState, UnixMs}
 use mashines_fleet::view::View;
 use tokio::sync::Mutex;
 
-use super::ownership::{Dns, Ours, judge, take_in};
+use super::ownership::{Ours, judge, take_in};
 use super::{Claim, hand_over};
 use crate::control::Control;
 use crate::failure::{Failure, Result};
 use crate::records::{Private, retrying};
+use crate::resolver::Dns;
 use crate::time::{ms, now};
 
 /// Between two looks at everything.

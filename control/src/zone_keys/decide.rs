@@ -16,6 +16,7 @@
 
 use std::time::Duration;
 
+use mashines_fleet::id::DomainName;
 use mashines_fleet::record::{UnixMs, ZoneKey, ZoneKeyState};
 use serde::{Deserialize, Serialize};
 
@@ -57,7 +58,7 @@ impl Timing {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// One at a time.
-    #[error("a rollover of this zone is under way ({0}): it ends by itself after `--ds-seen`")]
+    #[error("a rollover of this zone is under way ({0}): it ends by itself once the parent has the new DS")]
     UnderWay(String),
     /// Too early: some resolver could hold a DNSKEY set without the key.
     #[error(
@@ -74,6 +75,28 @@ pub enum Refused {
         "no key of this zone waits for its DS at the parent: `mashines dns rollover ZONE` begins a rollover"
     )]
     NothingWaits,
+    /// The parent has other DS.
+    #[error(
+        "the parent of {zone} has not got the new DS: it shows {shown}. `mashines dns ds {zone}` prints what it is to have; if every one of its servers \
+         has it and only control does not see that: `mashines dns rollover {zone} --ds-seen --anyway`"
+    )]
+    NotAtParent {
+        /// The zone.
+        zone: DomainName,
+        /// Whose DS it has.
+        shown: String,
+    },
+    /// What it has is not known.
+    #[error(
+        "whether the parent of {zone} has the new DS could not be seen ({why}): look at `resolvers` in [control]; if every one of its servers has it: \
+         `mashines dns rollover {zone} --ds-seen --anyway`"
+    )]
+    Unseen {
+        /// The zone.
+        zone: DomainName,
+        /// What the resolver said.
+        why: String,
+    },
 }
 
 /// Does what time alone brings. Whether something changed.
@@ -132,7 +155,7 @@ pub fn next_step(zone: &str, keys: &[ZoneKey], timing: &Timing) -> String {
     }
     if let Some(key) = of(ZoneKeyState::Announced) {
         return format!(
-            "give the parent the DS of key {} in place of the old (`mashines dns ds {zone}`); once every server of the parent shows it: `mashines dns rollover {zone} --ds-seen`",
+            "give the parent the DS of key {} in place of the old (`mashines dns ds {zone}`); control looks for it and goes on once it is there",
             key.tag
         );
     }

@@ -1,9 +1,10 @@
 //! The keys that the fleet's zones are signed with: made at the first start, kept for ever, rolled over on request.
 //!
-//! Control makes them and decides about them; name servers sign with them. A zone that leaves the configuration keeps its keys: its parent
+//! Control makes them, looks what their parents have of them, and decides about them; name servers sign with them. A zone that leaves the configuration keeps its keys: its parent
 //! may still have the DS.
 
 mod decide;
+mod parent;
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use base64::Engine as _;
@@ -16,6 +17,7 @@ use mashines_fleet::zone_key::{dnskey_rdata, key_tag};
 use mashines_fleet::zones;
 
 pub use decide::{Timing, next_step};
+pub use parent::{Parents, watch as watch_parents};
 
 use crate::control::Control;
 use crate::failure::{Failure, Result};
@@ -113,11 +115,20 @@ pub async fn begin(control: &Control, zone: &DomainName) -> Result<ZoneKeys> {
     update.await
 }
 
-/// The parent has the new DS.
+/// A person says that the parent has the new DS. Control looks for itself, unless it is to go on `anyway`.
 ///
 /// # Errors
-/// No key waits for that, or not yet.
-pub async fn ds_seen(control: &Control, zone: &DomainName) -> Result<ZoneKeys> {
+/// No key waits for that, or not yet; the parent does not have it.
+pub async fn ds_seen(control: &Control, zone: &DomainName, anyway: bool) -> Result<ZoneKeys> {
+    let seen = parent::look_now(control, zone).await;
+    if let (false, Some(keys)) = (anyway, control.view().zone_keys.get(zone)) {
+        parent::may_go_on(keys, &seen)?;
+    }
+    activate(control, zone).await
+}
+
+/// The announced key signs from now on.
+async fn activate(control: &Control, zone: &DomainName) -> Result<ZoneKeys> {
     let timing = &control.config.zone_keys;
     let key = Key::ZoneKeys(zone.clone());
     let update = control.records.update(&key, |keys: &mut ZoneKeys| {

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use hickory_proto::op::{Message, ResponseCode};
-use hickory_proto::rr::rdata::{A, CNAME, TXT};
+use hickory_proto::rr::rdata::{A, CNAME, NULL, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tokio::net::UdpSocket;
 
@@ -69,6 +69,18 @@ impl Names {
 
     pub fn alias(&self, name: &str, target: &str) {
         self.put(name, RData::CNAME(CNAME(Name::from_ascii(format!("{target}.")).unwrap())));
+    }
+
+    /// The parent's DS, in place of what it had: as zone files write them.
+    pub fn ds(&self, zone: &str, lines: &[&str]) {
+        self.forget(zone);
+        for line in lines {
+            let fields: Vec<&str> = line.split(' ').collect();
+            let mut data = fields[0].parse::<u16>().unwrap().to_be_bytes().to_vec();
+            data.extend([fields[1].parse::<u8>().unwrap(), fields[2].parse::<u8>().unwrap()]);
+            data.extend(hex::decode(fields[3]).unwrap());
+            self.put(zone, RData::Unknown { code: RecordType::DS, rdata: NULL::with(data) });
+        }
     }
 
     pub fn forget(&self, name: &str) {

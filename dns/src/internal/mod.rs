@@ -50,7 +50,7 @@ const CLASS_IN: u16 = 1;
 pub struct Resolver(Arc<Inner>);
 
 struct Inner {
-    directory: watch::Receiver<Arc<Directory>>,
+    directory: watch::Receiver<Directory>,
     resolvers: Vec<SocketAddr>,
     forwarded: Semaphore,
     of_one: Mutex<HashMap<AccountId, usize>>,
@@ -58,7 +58,7 @@ struct Inner {
 
 impl Resolver {
     /// For who is in the directory; `resolvers` are asked for the rest.
-    pub fn new(directory: watch::Receiver<Arc<Directory>>, resolvers: Vec<SocketAddr>) -> Self {
+    pub fn new(directory: watch::Receiver<Directory>, resolvers: Vec<SocketAddr>) -> Self {
         Self(Arc::new(Inner {
             directory,
             resolvers,
@@ -85,7 +85,7 @@ impl Resolver {
         let Some(header) = Header::read(packet).filter(|header| !header.is_response()) else {
             return AtOnce::Silence;
         };
-        let directory = Arc::clone(&self.0.directory.borrow());
+        let directory = self.0.directory.borrow();
         let Some(account) = directory.asker(source) else {
             return AtOnce::Reply(bare_reply(header, rcode::REFUSED));
         };

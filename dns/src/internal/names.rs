@@ -31,14 +31,15 @@ pub const TTL: u32 = 5;
 const MOST: usize = 64;
 
 /// Who there is.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Directory {
     /// By the first 48 bits.
     prefixes: HashMap<u64, AccountId>,
     /// By machines' public addresses.
-    public: HashMap<Ipv6Addr, AccountId>,
+    public: HashMap<Ipv6Addr, Arc<Machine>>,
     /// By machines' private ones.
     private: HashMap<Ipv6Addr, Arc<Machine>>,
+    /// Each by id; no app is empty.
     apps: BTreeMap<(AccountId, String), Vec<Arc<Machine>>>,
     regions: BTreeMap<HostId, String>,
 }
@@ -57,31 +58,58 @@ pub enum Said {
 }
 
 impl Directory {
-    /// Of a view.
-    pub fn of(view: &View) -> Self {
-        let mut directory = Self::default();
-        for account in view.accounts.values() {
-            directory.prefixes.insert(prefix48(account.private_prefix), account.id.clone());
-        }
-        for host in view.hosts.values() {
-            directory.regions.insert(host.id.clone(), host.region.clone());
-        }
+    /// Goes from that of the view `before` to that of `view`. Accounts and hosts are few beside machines: those are taken anew.
+    pub fn follow(&mut self, before: &View, view: &View) {
+        let accounts = view.accounts.values();
+        self.prefixes =
+            accounts.map(|account| (prefix48(account.private_prefix), account.id.clone())).collect();
+        self.regions = view.hosts.values().map(|host| (host.id.clone(), host.region.clone())).collect();
         let there = |machine: &&Arc<Machine>| {
             machine.desired != Desired::Destroyed && machine.state != MachineState::Destroyed
         };
-        for machine in view.machines.values().filter(there) {
-            directory.public.insert(machine.net.ipv6, machine.account.clone());
-            directory.private.insert(machine.net.private6, Arc::clone(machine));
-            let app = (machine.account.clone(), machine.app.to_string());
-            directory.apps.entry(app).or_default().push(Arc::clone(machine));
+        let changed = view.changed_machines(before);
+        // What goes, goes first: an address may have a new owner in the same change.
+        changed.iter().filter_map(|(old, _)| old.filter(there)).for_each(|old| self.remove(old));
+        changed.iter().filter_map(|(_, new)| new.filter(there)).for_each(|new| self.insert(new));
+    }
+
+    fn insert(&mut self, machine: &Arc<Machine>) {
+        self.public.insert(machine.net.ipv6, Arc::clone(machine));
+        self.private.insert(machine.net.private6, Arc::clone(machine));
+        let app = self.apps.entry((machine.account.clone(), machine.app.to_string())).or_default();
+        match app.binary_search_by(|other| other.id.cmp(&machine.id)) {
+            Ok(at) => {
+                if let Some(place) = app.get_mut(at) {
+                    *place = Arc::clone(machine);
+                }
+            }
+            Err(at) => app.insert(at, Arc::clone(machine)),
         }
-        directory
+    }
+
+    fn remove(&mut self, machine: &Machine) {
+        let is_it = |other: &Arc<Machine>| other.id == machine.id;
+        if self.public.get(&machine.net.ipv6).is_some_and(is_it) {
+            self.public.remove(&machine.net.ipv6);
+        }
+        if self.private.get(&machine.net.private6).is_some_and(is_it) {
+            self.private.remove(&machine.net.private6);
+        }
+        let key = (machine.account.clone(), machine.app.to_string());
+        let Some(app) = self.apps.get_mut(&key) else { return };
+        if let Ok(at) = app.binary_search_by(|other| other.id.cmp(&machine.id)) {
+            app.remove(at);
+        }
+        if app.is_empty() {
+            self.apps.remove(&key);
+        }
     }
 
     /// Whose machine asks from there; none: nobody's.
     pub fn asker(&self, source: IpAddr) -> Option<&AccountId> {
         let IpAddr::V6(source) = source.to_canonical() else { return None };
-        self.prefixes.get(&prefix48(source)).or_else(|| self.public.get(&source))
+        let public = || self.public.get(&source).map(|machine| &machine.account);
+        self.prefixes.get(&prefix48(source)).or_else(public)
     }
 
     /// What a question of that account is answered.
@@ -232,6 +260,8 @@ fn private_address(name: &Name) -> Option<Reverse> {
 mod tests {
     use super::*;
     use mashines_fleet::record::{Account, Place};
+    use mashines_fleet::view::{Batch, Change};
+    use proptest::prelude::*;
 
     fn machine(id: &str, account: &str, app: &str, number: u16, state: MachineState) -> Machine {
         let net = serde_json::json!({"ipv6": format!("2001:db8::{number}"), "private6": format!("fd00:{account_number}::{number}", account_number = if account == "ann" { 1 } else { 2 }), "mac": "02:00:00:00:00:01", "ssh_port": null});
@@ -244,7 +274,7 @@ mod tests {
         .unwrap()
     }
 
-    fn directory() -> Directory {
+    fn view() -> View {
         let mut view = View::default();
         for (id, prefix) in [("ann", "fd00:1::"), ("bob", "fd00:2::")] {
             let account: Account = serde_json::from_value(
@@ -268,7 +298,17 @@ mod tests {
         }))
         .unwrap();
         view.hosts.insert(host.id.clone(), Arc::new(host));
-        Directory::of(&view)
+        view
+    }
+
+    fn of(view: &View) -> Directory {
+        let mut directory = Directory::default();
+        directory.follow(&View::default(), view);
+        directory
+    }
+
+    fn directory() -> Directory {
+        of(&view())
     }
 
     fn said(account: &str, name: &str, kind: u16) -> Said {
@@ -330,6 +370,36 @@ mod tests {
         }
         for name in ["example.org", "internal.example.org", "8.b.d.0.1.0.0.2.ip6.arpa", "."] {
             assert_eq!(said("ann", name, kind::AAAA), Said::NotOurs, "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn step_by_step_gives_the_same_directory_as_all_at_once(
+            changes in proptest::collection::vec((0u16..6, 0u16..6, 0usize..4, any::<bool>(), any::<bool>()), 1..40)
+        ) {
+            let mut shown = view();
+            let (mut now, mut directory) = (shown.clone(), of(&shown));
+            for (at, (id, number, app, deleted, is_looked_at)) in changes.into_iter().enumerate() {
+                let (account, app) = [("ann", "web"), ("ann", "db"), ("bob", "web"), ("bob", "x")][app];
+                let state = [MachineState::Started, MachineState::Stopped, MachineState::Destroyed][usize::from(number) % 3];
+                let machine = machine(&format!("{id:014x}"), account, app, number + 10, state);
+                // Two living machines never have the same address.
+                let taken = now.machines.values().any(|other| {
+                    other.id != machine.id && other.net.ipv6 == machine.net.ipv6 && other.state != MachineState::Destroyed
+                });
+                if taken {
+                    continue;
+                }
+                let value = (!deleted).then(|| serde_json::to_value(&machine).unwrap());
+                let change = Change { key: format!("machines/{id:014x}"), value };
+                now.apply(&Batch { revision: u64::try_from(at).unwrap() + 1, changes: vec![change] });
+                if is_looked_at {
+                    directory.follow(&shown, &now);
+                    shown = now.clone();
+                    prop_assert_eq!(&directory, &of(&now));
+                }
+            }
         }
     }
 }

@@ -72,6 +72,41 @@ pub struct Zone {
     pub keys: Vec<ShownKey>,
     /// What a person does next.
     pub next: String,
+    /// Whether resolvers check the zone's signatures, as far as control has seen.
+    #[serde(default)]
+    pub parent: AtParent,
+}
+
+/// What a zone's parent has of its keys.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AtParent {
+    /// In a word.
+    pub state: Delegation,
+    /// In a sentence, with what to do.
+    pub says: String,
+}
+
+/// How a zone is delegated (RFC 4035 §4.3).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Delegation {
+    /// Nobody could say yet.
+    #[default]
+    Unknown,
+    /// The parent has a DS of a key of ours.
+    Secure,
+    /// The parent has no DS: nobody checks signatures.
+    Insecure,
+    /// The parent has DS, and none is of a key of ours: who checks signatures takes no answer.
+    Broken,
+}
+
+/// The confirmation that the parent has the new DS.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DsSeen {
+    /// Though control does not see it there.
+    pub anyway: bool,
 }
 
 /// A key of a zone: its public side.

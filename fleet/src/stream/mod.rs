@@ -16,7 +16,6 @@ use serde::{Deserialize, Serialize};
 
 pub use source::{Position, lines};
 
-use crate::key::Key;
 use crate::view::{Batch, Change, Skipped, View};
 
 /// The path of the stream.
@@ -60,9 +59,8 @@ pub struct Follower {
     /// The store that `view` is of.
     store: String,
     view: Arc<View>,
-    /// The view before `view`, and what changed since: when nobody looks at it any more it becomes the next one, and a change costs no copy
-    /// of a million entries.
-    spare: Option<(Arc<View>, Vec<Key>)>,
+    /// The view before `view`: when nobody looks at it any more it becomes the next one, and a change costs no copy of a million entries.
+    spare: Option<Arc<View>>,
     /// A snapshot that is being received.
     partial: Option<(String, View)>,
 }
@@ -109,14 +107,12 @@ impl Follower {
 
     /// Applies a batch to the spare view where that is free, else to a copy.
     fn advance(&mut self, batch: &Batch) -> Vec<Skipped> {
-        let (mut next, behind) = self.spare.take().unwrap_or_else(|| (Arc::clone(&self.view), Vec::new()));
-        match Arc::get_mut(&mut next) {
-            Some(next) => behind.iter().for_each(|key| next.take_from(&self.view, key)),
-            None => next = Arc::new((*self.view).clone()),
+        let mut next = self.spare.take().unwrap_or_default();
+        if !Arc::get_mut(&mut next).is_some_and(|next| next.catch_up(&self.view)) {
+            next = Arc::new((*self.view).clone());
         }
         let skipped = Arc::make_mut(&mut next).apply(batch);
-        let changed = batch.changes.iter().filter_map(|change| change.key.parse().ok()).collect();
-        self.spare = Some((std::mem::replace(&mut self.view, next), changed));
+        self.spare = Some(std::mem::replace(&mut self.view, next));
         skipped
     }
 
