@@ -17,6 +17,7 @@
 //! - All state is below one directory of the machine's disk ([`place`]).
 //! - Values of variables are written to files of mode 0600 and passed as environment; they are in no log, record or command line.
 
+mod compose;
 mod front;
 mod health;
 mod hint;

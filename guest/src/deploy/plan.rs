@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::compose;
 use super::manifest::{self, Manifest, Run};
 
 /// The process that serves requests.
@@ -167,8 +168,9 @@ pub fn recognise(tree: &impl Tree) -> Result<Plan, String> {
         }
         Kind::Static => plan.folder = folder(manifest.folder, plan.build.is_some(), tree)?,
         Kind::Compose => {
-            let published = published_port(&tree.read(&plan.file).unwrap_or_default());
-            plan.app_port = compose_port(plan.app_port, published, plan.port, &plan.file)?;
+            let published = compose::published(&tree.read(&plan.file).unwrap_or_default())
+                .map_err(|why| format!("{}: {why}", plan.file))?;
+            plan.app_port = compose::app_port(plan.app_port, published, plan.port, &plan.file)?;
         }
         Kind::Dockerfile => {}
     }
@@ -272,60 +274,6 @@ fn procfile(text: &str) -> Result<BTreeMap<String, String>, String> {
     Ok(processes)
 }
 
-/// The host's side of the first port that a compose file publishes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Published {
-    /// As `"8080:80"`.
-    Fixed(u16),
-    /// As `"${PORT:-8080}:80"`: ours to give.
-    Given,
-}
-
-/// Reads no YAML, only what begins like a published port: `- "HOST:CONTAINER"`, `- ADDRESS:HOST:CONTAINER`, `published: HOST`.
-fn published_port(text: &str) -> Option<Published> {
-    text.lines().find_map(|line| {
-        let line = line.trim();
-        let value = match (line.strip_prefix("published:"), line.strip_prefix('-')) {
-            (Some(value), _) => format!("{}:0", unquoted(value)),
-            (None, Some(item)) => unquoted(item).to_owned(),
-            (None, None) => return None,
-        };
-        if value.contains("${PORT") || value.starts_with("$PORT") {
-            return Some(Published::Given);
-        }
-        let value = value.split('/').next().unwrap_or_default();
-        let mut parts = value.rsplit(':');
-        let (container, host) = (parts.next()?, parts.next()?);
-        container.parse::<u16>().ok()?;
-        host.parse().ok().map(Published::Fixed)
-    })
-}
-
-fn unquoted(text: &str) -> &str {
-    text.split(" #").next().unwrap_or_default().trim().trim_matches(['"', '\''])
-}
-
-fn compose_port(
-    said: Option<u16>,
-    published: Option<Published>,
-    port: u16,
-    file: &str,
-) -> Result<Option<u16>, String> {
-    match (said, published) {
-        (Some(said), _) => Ok(Some(said)),
-        (None, Some(Published::Given)) => Ok(None),
-        (None, Some(Published::Fixed(taken))) if taken == port => Err(format!(
-            "{file} publishes port {taken}, on which the machine itself serves: \
-             publish \"${{PORT:-{taken}}}:…\" in its place (PORT is given to each release)"
-        )),
-        (None, Some(Published::Fixed(other))) => Ok(Some(other)),
-        (None, None) => Err(format!(
-            "{file} publishes no port: add ports: [\"${{PORT:-8080}}:8080\"] to the service that answers requests, \
-             or app_port = N to mashine.toml"
-        )),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -393,22 +341,11 @@ mod tests {
     }
 
     #[test]
-    fn a_compose_files_port_is_given_or_found() {
-        for (line, port) in [
-            ("  - \"8080:80\"", Some(Published::Fixed(8080))),
-            ("  - 8080:80/tcp # web", Some(Published::Fixed(8080))),
-            ("  - '127.0.0.1:9000:80'", Some(Published::Fixed(9000))),
-            ("  - \"${PORT:-8080}:80\"", Some(Published::Given)),
-            ("    published: 8081", Some(Published::Fixed(8081))),
-            ("  - ./data:/data", None),
-            ("  - KEY=1:2", None),
-            ("  - web", None),
-        ] {
-            assert_eq!(published_port(line), port, "{line}");
-        }
-        assert_eq!(plan(&[("compose.yml", "- \"8080:80\"")]).upstream(20010), 8080);
-        assert_eq!(plan(&[("compose.yml", "- \"${PORT}:80\"")]).upstream(20010), 20010);
-        let taken = recognise(&Files(&[("compose.yml", "- \"80:80\"")])).unwrap_err();
+    fn a_compose_files_port_is_given_or_its_own() {
+        let compose = |port: &str| format!("services: {{web: {{image: a, ports: ['{port}']}}}}");
+        assert_eq!(plan(&[("compose.yml", &compose("8080:80"))]).upstream(20010), 8080);
+        assert_eq!(plan(&[("compose.yml", &compose("${PORT}:80"))]).upstream(20010), 20010);
+        let taken = recognise(&Files(&[("compose.yml", &compose("80:80"))])).unwrap_err();
         assert!(taken.contains("\"${PORT:-80}:…\""), "{taken}");
         assert!(recognise(&Files(&[("compose.yml", "services:")])).is_err());
     }
