@@ -295,7 +295,7 @@ mod tests {
         let all = [
             ("mashine.toml", "run = './x'"),
             ("Dockerfile", "FROM scratch"),
-            ("compose.yaml", "- \"${PORT}:80\""),
+            ("compose.yaml", "services: {web: {ports: ['${PORT}:80']}}"),
             ("Procfile", "web: ./y"),
             ("index.html", ""),
         ];

@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_compose_file_is_one_project_over_all_releases() {
-        let release = release("compose.yaml", "- \"${PORT}:80\"");
+        let release = release("compose.yaml", "services: {web: {ports: ['${PORT}:80']}}");
         assert_eq!(build_command(&release).unwrap(), "podman-compose -p app -f compose.yaml build");
         let unit = Unit { version: 7, process: "web".into() };
         let (program, words) = command(&unit, &release, &Env::new()).unwrap();
