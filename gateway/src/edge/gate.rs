@@ -3,6 +3,7 @@
 //! In place of a request that is refused hyper reads a byte that no request begins with, answers 400 and closes: so a refusal comes after
 //! the answers to the requests before it, and nothing that follows it is read. Bodies go through unseen, without a copy. Nothing is kept of a connection that rests.
 
+use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
@@ -94,6 +95,18 @@ impl<S: AsyncRead + Unpin> Gate<S> {
     pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         self.heads = 0;
         self.poll_free(cx)
+    }
+
+    /// Reads what still comes and forgets it, until it ends.
+    pub async fn forget(&mut self) -> io::Result<()> {
+        let mut read_some = |cx: &mut Context<'_>| {
+            let mut space = [MaybeUninit::uninit(); CHUNK];
+            let mut chunk = ReadBuf::uninit(&mut space);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut chunk))?;
+            Poll::Ready(io::Result::Ok(chunk.filled().len()))
+        };
+        while poll_fn(&mut read_some).await? > 0 {}
+        Ok(())
     }
 
     fn poll_free(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {

@@ -98,7 +98,8 @@ impl Places {
         let free = Arc::clone(&room.free);
         let permit = match Arc::clone(&free).try_acquire_owned() {
             Ok(permit) => permit,
-            Err(_none) => match timeout(PATIENCE, free.acquire_owned()).await {
+            // In a box: most find a place at once.
+            Err(_none) => match Box::pin(timeout(PATIENCE, free.acquire_owned())).await {
                 Ok(Ok(permit)) => permit,
                 Ok(Err(_)) | Err(_) => return Err(NoPlace::Late(limits.soft)),
             },

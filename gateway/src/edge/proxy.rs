@@ -113,10 +113,11 @@ impl Edge {
         let (upload, fate) = upload(&parts, body, found.port.http_options.as_ref())?;
         let wanted = upgrade::wanted(&mut parts);
         self.onward_headers(visit, &found.name, &mut parts);
+        // What is seldom stands in a box: room for it would be made, and moved about, with each request.
         let answered = match wanted {
-            Some(wanted) => self.upgraded(&found, parts, upload, wanted, place).await,
+            Some(wanted) => Box::pin(self.upgraded(&found, parts, upload, wanted, place)).await,
             None if found.port.http_options.as_ref().is_some_and(|http| http.h2_backend) => {
-                self.over_h2(&found, parts, upload, place).await
+                Box::pin(self.over_h2(&found, parts, upload, place)).await
             }
             None => self.over_h1(&found, parts, upload, place).await,
         };
@@ -217,7 +218,7 @@ impl Edge {
         *request.version_mut() = Version::HTTP_11;
         let mut upstream = match self.upstreams.resting(address).await {
             Some(resting) => resting,
-            None => self.fresh(found).await?,
+            None => Box::pin(self.fresh(found)).await?,
         };
         // What may be sent again when a connection turns out to be closed: nothing changes by it, and nothing of a body is lost.
         let again = (upstream.reused && is_repeatable(&request)).then(|| head_of(&request));
@@ -228,8 +229,8 @@ impl Edge {
             let Some(request) = failed.take_message().or(again) else {
                 return Err(broken(found, &failed.into_error()));
             };
-            upstream = self.fresh(found).await?;
-            sent = timeout(ANSWER, upstream.send(request)).await.map_err(|_late| late(found))?;
+            upstream = Box::pin(self.fresh(found)).await?;
+            sent = Box::pin(timeout(ANSWER, upstream.send(request))).await.map_err(|_late| late(found))?;
         }
         let response = sent.map_err(|failed| broken(found, &failed.into_error()))?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {

@@ -205,7 +205,13 @@ impl Edge {
         loop {
             tokio::select! {
                 biased;
-                ended = connection.as_mut() => return told(ended).map(|()| None),
+                ended = connection.as_mut() => {
+                    drop(connection);
+                    if let Some(gate) = turn.take() {
+                        linger(gate).await;
+                    }
+                    return told(ended).map(|()| None);
+                }
                 _ = looks.tick() => (),
             }
             if self.ending.is_cancelled() {
@@ -274,6 +280,20 @@ impl Edge {
             }
         }
     }
+}
+
+/// Waits for a client that still sends what nobody will read: closing at once would have the kernel reset the connection, and the client lose
+/// the answer that says why (RFC 9112 §9.6).
+async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut gate: Gate<S>) {
+    if gate.is_at_head() {
+        return;
+    }
+    let parting = async {
+        // What hyper ends because of a fault it does not shut.
+        let _shut = gate.shutdown().await;
+        gate.forget().await
+    };
+    let _late = timeout_at(Instant::now() + PARTING, parting).await;
 }
 
 /// When a connection that somebody has is looked at.
