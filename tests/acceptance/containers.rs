@@ -56,7 +56,11 @@ fn containers_are_built_in_the_machine_and_move_with_it() -> Result<()> {
     let answered = requests.end()?;
     eprintln!("{answered} requests were answered through a push and a move");
 
-    checkout.commit(&[("compose.yaml", COMPOSE), ("page", "three\n"), ("mashine.toml", "kind = \"compose\"\n")])?;
+    checkout.commit(&[
+        ("compose.yaml", COMPOSE),
+        ("page", "three\n"),
+        ("mashine.toml", "kind = \"compose\"\n"),
+    ])?;
     accepted(&checkout, "compose")?;
     serves(&fleet, &url, "three\n")?;
     let containers = fleet.person.sh(SLUG, Door::Ipv6, "podman ps --format '{{.Names}}' | sort")?;
