@@ -4,6 +4,7 @@ use std::net::Ipv6Addr;
 
 use ipnetwork::Ipv6Network;
 use mashines_fleet::id::MachineId;
+use mashines_fleet::resolver;
 
 /// The last of the numbers that no machine gets in a prefix: routers, name servers and anycast addresses live there.
 const RESERVED: u128 = 0xffff;
@@ -26,10 +27,15 @@ pub fn random_private(prefix: Ipv6Addr) -> Option<Ipv6Addr> {
     random_in(Ipv6Network::new(prefix, 48).ok()?)
 }
 
-/// A random ULA /48 (RFC 4193, section 3.2.2: 40 random bits after `fd`).
+/// A random ULA /48 (RFC 4193, section 3.2.2: 40 random bits after `fd`), and not that of machines' resolver.
 pub fn random_ula() -> Ipv6Addr {
-    let global_id = u128::from(rand::random::<u64>() >> 24);
-    Ipv6Addr::from((0xfd_u128 << 120) | (global_id << 80))
+    loop {
+        let global_id = u128::from(rand::random::<u64>() >> 24);
+        let prefix = Ipv6Addr::from((0xfd_u128 << 120) | (global_id << 80));
+        if !resolver::is_in(prefix) {
+            return prefix;
+        }
+    }
 }
 
 /// `02:` and the first five bytes of the id: locally administered, unicast.

@@ -1,7 +1,6 @@
 //! Control as one value: what every request and every executor is given. And how it starts and stops.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -178,7 +177,6 @@ impl Control {
             ssh_keys: account.ssh_keys.clone(),
             ssh_user_ca: view.config.as_ref().and_then(|config| config.ssh_ca.clone()),
             ssh_host_key,
-            resolvers: resolvers(&view, host.map(|host| host.region.as_str())),
             volumes: volumes
                 .iter()
                 .map(|v| PutVolume { id: v.id.clone(), name: v.name.clone(), size_mib: v.size_mib })
@@ -238,13 +236,6 @@ impl Drop for Running {
     }
 }
 
-/// Where machines of that region ask for names: the entries' offers, those of their own region first.
-fn resolvers(view: &View, region: Option<&str>) -> Vec<IpAddr> {
-    let mut entries: Vec<_> = view.hosts.values().filter(|host| !host.resolvers.is_empty()).collect();
-    entries.sort_by_key(|host| Some(host.region.as_str()) != region);
-    entries.into_iter().flat_map(|host| host.resolvers.iter().copied()).collect()
-}
-
 /// Runs control until the daemon is told to end.
 ///
 /// # Errors
@@ -291,29 +282,4 @@ pub async fn run_with(config: Config, common: Common, listener: TcpListener) -> 
         () = parents => {}
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::host;
-
-    #[test]
-    fn a_machine_is_given_the_resolvers_of_its_own_region_first() {
-        let mut view = View::default();
-        for (id, region, offer) in [
-            ("away", "ams", Some("2001:db8::a")),
-            ("here", "fra", Some("2001:db8::f")),
-            ("hosta", "fra", None),
-        ] {
-            let mut entry = host(id);
-            entry.region = region.to_owned();
-            entry.resolvers = offer.map(|ip| ip.parse().unwrap()).into_iter().collect();
-            view.hosts.insert(entry.id.clone(), Arc::new(entry));
-        }
-        let ips = |text: &[&str]| text.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
-        assert_eq!(resolvers(&view, Some("fra")), ips(&["2001:db8::f", "2001:db8::a"]));
-        assert_eq!(resolvers(&view, Some("ams")), ips(&["2001:db8::a", "2001:db8::f"]));
-        assert_eq!(resolvers(&view, None).len(), 2);
-    }
 }

@@ -26,7 +26,6 @@ pub fn host(id: &str) -> Host {
         seen_at: 0,
         public_ipv4: vec![],
         public_ipv6: vec![],
-        resolvers: vec![],
     }
 }
 

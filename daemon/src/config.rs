@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use ipnetwork::Ipv6Network;
 use mashines_fleet::id::HostId;
 use mashines_fleet::record::{FleetConfig, NameServer};
+use mashines_fleet::resolver::RESOLVER;
 use netd::NetdConfig;
 use serde::Deserialize;
 
@@ -114,6 +115,9 @@ pub struct Entry {
 const MESH: Ipv6Addr = Ipv6Addr::new(0xfd6d, 0x6173, 0x6800, 0, 0, 0, 0, 0);
 const MESH_LENGTH: u8 = 48;
 
+/// Where resolvers listen: their addresses in resolv.conf have no ports.
+pub const DNS_PORT: u16 = 53;
+
 fn default_state_dir() -> PathBuf {
     PathBuf::from("/var/lib/mashines")
 }
@@ -134,9 +138,7 @@ impl Config {
             bail!("configuration {}: `roles` names none of control, netd, host, entry", path.display());
         }
         config.netd(None).with_context(|| format!("configuration {}", path.display()))?;
-        if let Some(dns) = &config.dns {
-            dns.check().with_context(|| format!("configuration {}", path.display()))?;
-        }
+        config.check_resolver().with_context(|| format!("configuration {}", path.display()))?;
         if let Some(acme) = &config.acme {
             acme.check().with_context(|| format!("configuration {}", path.display()))?;
         }
@@ -173,6 +175,9 @@ impl Config {
         for (key, value) in derived {
             section.entry(key).or_insert(value.into());
         }
+        if let Some(resolver) = self.resolver() {
+            section.entry("resolver").or_insert(resolver.ip().to_string().into());
+        }
         section
             .entry("web_ports")
             .or_insert(self.web_ports().into_iter().map(i64::from).collect::<Vec<_>>().into());
@@ -180,6 +185,27 @@ impl Config {
             section.entry("region_prefixes").or_insert(vec![prefix.to_string()].into());
         }
         toml::Value::Table(section).try_into().context("section [netd]")
+    }
+
+    /// Where this box answers its machines' questions for names; none when it runs no machines.
+    pub fn resolver(&self) -> Option<SocketAddr> {
+        self.roles.contains(&Role::Host).then_some(SocketAddr::new(RESOLVER.into(), DNS_PORT))
+    }
+
+    /// A name server that takes its port at every address leaves none for machines' resolver.
+    fn check_resolver(&self) -> Result<()> {
+        let Some(resolver) = self.resolver().filter(|_| self.roles.contains(&Role::Entry)) else {
+            return Ok(());
+        };
+        let listening = self.dns.iter().flat_map(|dns| &dns.listen);
+        let every = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), resolver.port());
+        if listening.into_iter().any(|listen| *listen == every) {
+            bail!(
+                "[dns] listen has {every}, which takes the port of every address, and machines are answered at {resolver} on this box: \
+                 name each public address in its place"
+            );
+        }
+        Ok(())
     }
 
     /// The ports of machines' addresses that the web door answers: an entry's are those that it listens at on every address. A host sends
@@ -303,6 +329,21 @@ mod tests {
             (vec![0xfd6d, 0x6173, 0x6800], vec![0xfd6d, 0x6173, 0x6800])
         );
         assert_ne!(a, b);
+    }
+
+    #[test]
+    fn machines_are_answered_where_they_run_at_an_address_that_is_nobody_elses() {
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("mashinesd.example.toml");
+        let mut config = Config::load(&example).unwrap();
+        let netd = config.netd(None).unwrap();
+        assert_eq!(netd.resolver, Some(RESOLVER));
+        assert!(!netd.mesh_prefix.contains(RESOLVER));
+        config.dns.as_mut().unwrap().listen.push("[::]:53".parse().unwrap());
+        let why = config.check_resolver().unwrap_err().to_string();
+        assert!(why.contains("[::]:53") && why.contains("name each public address"), "{why}");
+        config.roles.retain(|role| *role != Role::Host);
+        assert!(config.check_resolver().is_ok(), "without machines nobody is in the way");
+        assert_eq!(config.netd(None).unwrap().resolver, None);
     }
 
     #[test]

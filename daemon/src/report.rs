@@ -1,6 +1,6 @@
 //! Telling control what this box is and what runs on it: at each change and every three seconds.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -99,16 +99,7 @@ fn record(config: &Config, role: HostRole) -> Result<Host> {
         seen_at: 0,
         public_ipv4: config.entry.public_ipv4.clone(),
         public_ipv6: config.entry.public_ipv6.clone(),
-        resolvers: resolvers(config, role),
     })
-}
-
-/// Where machines may ask this box for names.
-fn resolvers(config: &Config, role: HostRole) -> Vec<IpAddr> {
-    match (role, &config.dns) {
-        (HostRole::Entry, Some(dns)) => dns.internal_offer.clone(),
-        (HostRole::Entry, None) | (HostRole::Host, _) => Vec::new(),
-    }
 }
 
 /// The address that control calls: a listener on every address is reached on the underlay.

@@ -1,6 +1,7 @@
 //! `run`: the roles of one process, until one fails or the daemon is told to end.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::config::{Config, Role};
+use crate::config::{Config, DNS_PORT, Role};
 use crate::{netview, report, secret};
 
 /// How long the roles may take to put their things in order.
@@ -172,6 +173,13 @@ fn start_host(config: &Arc<Config>, common: &Common, tasks: &mut JoinSet<Ended>)
         volumes: Vec::new(),
     };
     let (tell, state) = watch::channel(nothing);
+    if let Some(address) = config.resolver() {
+        let forward = section.guest_dns.iter().map(|ip| SocketAddr::new(*ip, DNS_PORT)).collect();
+        let own = common.clone();
+        tasks.spawn(async move {
+            ("host: machines' resolver", mashines_dns::internal::run(address, forward, own).await)
+        });
+    }
     let own = common.clone();
     tasks.spawn(async move { ("host", mashines_host::run(node, section, own, tell).await) });
     let (config, common) = (Arc::clone(config), common.clone());

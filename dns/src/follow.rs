@@ -1,8 +1,8 @@
-//! What else follows the replica, beside the answers: machines with update keys, the directory of `.internal` names, copies for secondaries.
+//! What else follows the replica, beside the answers: machines with update keys, copies for secondaries.
 //!
 //! None of it is in the way of an answer: each has tasks of its own, and what looks at every machine, as all do once, does so in a thread.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,16 +10,12 @@ use anyhow::Context as _;
 use mashines_fleet::rpc::Client;
 use mashines_fleet::sealed::EntrySecret;
 use mashines_fleet::view::View;
-use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::Config;
 use crate::answer::{Authority, Moment};
 use crate::desk::{Desk, desk};
-use crate::internal::names::Directory;
-use crate::internal::{Resolver, serve_tcp, serve_udp};
 use crate::name::Name;
 use crate::operations::{Operations, Parts, UpdateKeys};
 use crate::server::unix_time;
@@ -52,42 +48,9 @@ pub struct Around {
     pub own: Vec<IpAddr>,
 }
 
-/// The sockets for machines.
-#[derive(Debug, Default)]
-pub struct Internal {
-    sockets: Vec<(UdpSocket, TcpListener)>,
-    forward: Vec<SocketAddr>,
-}
-
-impl Internal {
-    /// Binds UDP and TCP at each address.
-    ///
-    /// # Errors
-    /// An address cannot be bound; the error names it.
-    pub async fn bind(config: &Config) -> anyhow::Result<Self> {
-        let mut internal = Self { sockets: Vec::new(), forward: config.forward.clone() };
-        for address in &config.internal_listen {
-            let what =
-                || format!("[dns] internal_listen {address}: is it an address of this host, and free?");
-            let tcp = TcpListener::bind(address).await.with_context(what)?;
-            let udp = UdpSocket::bind(tcp.local_addr()?).await.with_context(what)?;
-            internal.sockets.push((udp, tcp));
-        }
-        Ok(internal)
-    }
-
-    /// Where it listens.
-    ///
-    /// # Errors
-    /// The socket's.
-    pub fn addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
-        self.sockets.iter().map(|(_, tcp)| tcp.local_addr()).collect()
-    }
-}
-
 impl Around {
     /// Starts all of it. What is more than a question goes to the desk.
-    pub fn start(self, internal: Internal, tasks: &mut JoinSet<anyhow::Result<()>>) -> Desk {
+    pub fn start(self, tasks: &mut JoinSet<anyhow::Result<()>>) -> Desk {
         let (keys, update_keys) = watch::channel(UpdateKeys::default());
         let (domains, domain) = watch::channel(None);
         tasks.spawn(follow(self.views.clone(), move |before, view| {
@@ -96,18 +59,6 @@ impl Around {
             domains.send_replace(name);
         }));
         let board = self.start_copies(tasks);
-        if !internal.sockets.is_empty() {
-            let (directories, directory) = watch::channel(Directory::default());
-            tasks.spawn(follow(self.views.clone(), move |before, view| {
-                advance(&directories, before, view, Directory::follow);
-            }));
-            let resolver = Resolver::new(directory, internal.forward);
-            for (udp, tcp) in internal.sockets {
-                let (one, two) = (resolver.clone(), resolver.clone());
-                tasks.spawn(async move { serve_udp(udp, one).await.context("the socket for machines") });
-                tasks.spawn(async move { serve_tcp(tcp, two).await.context("the listener for machines") });
-            }
-        }
         let operations = Operations::new(Parts {
             secondaries: self.secondaries,
             board,
@@ -149,7 +100,7 @@ impl Around {
 }
 
 /// Does something with each new view and the one before (none at first), as far as there is time.
-async fn follow(
+pub async fn follow(
     mut views: watch::Receiver<Arc<View>>,
     with: impl Fn(Option<&View>, &View) + Clone + Send + Sync + 'static,
 ) -> anyhow::Result<()> {
@@ -170,7 +121,7 @@ async fn follow(
 }
 
 /// Takes a projection one view further where it is. The first of a large fleet takes a while: it is made beside, and readers see none until then.
-fn advance<T: Default>(
+pub fn advance<T: Default>(
     shown: &watch::Sender<T>,
     before: Option<&View>,
     view: &View,

@@ -1,4 +1,4 @@
-//! Authoritative names of the fleet.
+//! Authoritative names of the fleet, and the resolver for a host's machines ([`internal`]).
 //!
 //! ```text
 //! replica ──Projector──▶ Zones ──┬── UDP: packets ──answer──▶ packets     one thread a core, recvmmsg/sendmmsg
@@ -27,6 +27,7 @@ pub mod reply;
 pub mod reverse;
 pub mod rrset;
 mod server;
+mod shares;
 pub mod sign;
 pub mod signer;
 mod sshfp;
@@ -38,7 +39,7 @@ mod udp;
 pub mod update;
 pub mod zone;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use anyhow::Context as _;
 use mashines_fleet::daemon::Common;
@@ -74,13 +75,6 @@ pub struct Config {
     pub secondaries: Vec<SecondaryConfig>,
     /// Control's addresses, `https://ADDRESS:PORT`, to which dynamic updates are handed. The daemon fills them in.
     pub control: Vec<String>,
-    /// Addresses at which machines are answered `.internal` names of their own account; never public ones.
-    pub internal_listen: Vec<SocketAddr>,
-    /// Those of the addresses in `internal_listen` that new machines are given as resolvers: port 53, and reachable from machines
-    /// (docs/dns-operations.md).
-    pub internal_offer: Vec<IpAddr>,
-    /// Resolvers that are asked for what machines ask besides, one after the other.
-    pub forward: Vec<SocketAddr>,
 }
 
 impl Default for Config {
@@ -96,27 +90,7 @@ impl Default for Config {
             signatures_kept: 262_144,
             secondaries: Vec::new(),
             control: Vec::new(),
-            internal_listen: Vec::new(),
-            internal_offer: Vec::new(),
-            forward: Vec::new(),
         }
-    }
-}
-
-impl Config {
-    /// Looks for what cannot work.
-    ///
-    /// # Errors
-    /// An address is offered to machines at which nobody would answer them.
-    pub fn check(&self) -> anyhow::Result<()> {
-        for offered in &self.internal_offer {
-            let asked = SocketAddr::new(*offered, 53);
-            anyhow::ensure!(
-                self.internal_listen.contains(&asked),
-                "[dns] internal_offer names {offered}, and machines would ask {asked}: add it to internal_listen"
-            );
-        }
-        Ok(())
     }
 }
 
@@ -131,22 +105,4 @@ pub async fn run(config: Config, common: Common) -> anyhow::Result<()> {
     info!(addresses = ?server.addresses()?, tls = ?server.tls_addresses()?, "name server listens");
     let (view, secret) = (common.view.clone(), common.secret.clone());
     server.serve(view, secret, async move { common.stopped().await }).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn machines_are_offered_only_what_answers_them() {
-        let mut config = Config {
-            internal_offer: vec!["2001:db8::53".parse().unwrap()],
-            internal_listen: vec!["[2001:db8::53]:5353".parse().unwrap()],
-            ..Config::default()
-        };
-        let why = config.check().unwrap_err().to_string();
-        assert!(why.contains("machines would ask [2001:db8::53]:53"), "{why}");
-        config.internal_listen.push("[2001:db8::53]:53".parse().unwrap());
-        config.check().unwrap();
-    }
 }

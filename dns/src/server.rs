@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 use crate::Config;
 use crate::answer::{Authority, Moment};
 use crate::cookie::Cookies;
-use crate::follow::{Around, Internal};
+use crate::follow::Around;
 use crate::limit::ResponseLimit;
 use crate::signer::OnlineSigner;
 use crate::stream::{self, IDLE, Places, Service};
@@ -37,7 +37,6 @@ pub struct Server {
     limit: Arc<Option<ResponseLimit>>,
     secondaries: Secondaries,
     control: Vec<Client>,
-    internal: Internal,
 }
 
 /// Seconds since 1970.
@@ -66,7 +65,6 @@ impl Server {
             limit: Arc::new(ResponseLimit::new(config.responses_per_second)),
             secondaries: Secondaries::load(&config.secondaries)?,
             control: Vec::new(),
-            internal: Internal::bind(config).await?,
         };
         let threads = match config.threads {
             0 => thread::available_parallelism().map_or(1, std::num::NonZero::get),
@@ -97,14 +95,6 @@ impl Server {
     pub fn with_control(mut self, control: Vec<Client>) -> Self {
         self.control = control;
         self
-    }
-
-    /// Where machines are answered.
-    ///
-    /// # Errors
-    /// The socket's.
-    pub fn internal_addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
-        self.internal.addresses()
     }
 
     /// Where it listens for UDP and TCP.
@@ -153,7 +143,7 @@ impl Server {
             secondaries: self.secondaries,
             control: self.control,
         };
-        let desk = around.start(self.internal, &mut tasks);
+        let desk = around.start(&mut tasks);
         let service = Service {
             moments: current.clone(),
             authority: Arc::clone(&self.authority),

@@ -1,10 +1,9 @@
 //! The TCP and TLS side (RFC 7766, RFC 7858): framed questions, as many a connection as it likes, each with a deadline; connections are
 //! limited in total and by source, and rest for less time when there are many.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -17,6 +16,7 @@ use tracing::{debug, warn};
 use crate::answer::{Asker, Authority, Moment, Transport, answer};
 use crate::desk::Desk;
 use crate::server::unix_time;
+use crate::shares::{Share, Shares};
 
 /// Connections at once, all listeners together.
 pub const MAX_CONNECTIONS: usize = 8192;
@@ -46,13 +46,13 @@ const READ_AHEAD: usize = 4096;
 const WRITE_AT: usize = 32_768;
 
 /// Open connections by source, shared by all listeners.
-#[derive(Debug, Clone, Default)]
-pub struct Places(Arc<Mutex<Taken>>);
+#[derive(Debug, Clone)]
+pub struct Places(Shares<IpAddr>);
 
-#[derive(Debug, Default)]
-struct Taken {
-    total: usize,
-    by_source: HashMap<IpAddr, usize>,
+impl Default for Places {
+    fn default() -> Self {
+        Self(Shares::new(MAX_CONNECTIONS, MAX_PER_SOURCE))
+    }
 }
 
 /// What each connection needs.
@@ -79,7 +79,7 @@ pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, service: Ser
                 continue;
             }
         };
-        let Some(place) = Place::take(&service.places, peer) else {
+        let Some(place) = service.places.take(peer) else {
             debug!(%peer, "too many DNS connections: this one is closed");
             continue;
         };
@@ -182,44 +182,12 @@ async fn fill(stream: &mut (impl AsyncRead + Unpin), read: &mut Vec<u8>) -> io::
 
 impl Places {
     fn idle(&self) -> Duration {
-        let taken = self.0.lock().unwrap_or_else(PoisonError::into_inner).total;
-        if taken > MAX_CONNECTIONS / 2 { IDLE_WHEN_CROWDED } else { IDLE }
+        if self.0.taken() > MAX_CONNECTIONS / 2 { IDLE_WHEN_CROWDED } else { IDLE }
     }
-}
 
-/// One connection's place among those allowed; given back when dropped.
-struct Place {
-    places: Places,
-    source: IpAddr,
-}
-
-impl Place {
-    fn take(places: &Places, peer: SocketAddr) -> Option<Self> {
-        let source = network_of(peer.ip());
-        let mut taken = places.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if taken.total >= MAX_CONNECTIONS {
-            return None;
-        }
-        let count = taken.by_source.entry(source).or_default();
-        if *count >= MAX_PER_SOURCE {
-            return None;
-        }
-        *count += 1;
-        taken.total += 1;
-        Some(Self { places: places.clone(), source })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut taken = self.places.0.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.total = taken.total.saturating_sub(1);
-        if let Some(count) = taken.by_source.get_mut(&self.source) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                taken.by_source.remove(&self.source);
-            }
-        }
+    /// One connection's place among those allowed.
+    fn take(&self, peer: SocketAddr) -> Option<Share<IpAddr>> {
+        self.0.take(network_of(peer.ip()))
     }
 }
 
@@ -239,13 +207,12 @@ mod tests {
     fn one_source_cannot_take_all_connections() {
         let places = Places::default();
         let at = |host: u16| SocketAddr::new(IpAddr::V6([0x2001, 0xdb8, 0, 1, 0, 0, 0, host].into()), 1000);
-        let held: Vec<_> = (0..100).filter_map(|n| Place::take(&places, at(n))).collect();
+        let held: Vec<_> = (0..100).filter_map(|n| places.take(at(n))).collect();
         assert_eq!(held.len(), MAX_PER_SOURCE);
-        assert!(Place::take(&places, at(999)).is_none(), "another address of the same /64");
-        assert!(Place::take(&places, "192.0.2.1:5".parse().unwrap()).is_some());
+        assert!(places.take(at(999)).is_none(), "another address of the same /64");
+        assert!(places.take("192.0.2.1:5".parse().unwrap()).is_some());
         drop(held);
-        let taken = places.0.lock().unwrap();
-        assert!(taken.by_source.is_empty() && taken.total == 0, "nothing is left of closed connections");
+        assert_eq!(places.0.taken(), 0, "nothing is left of closed connections");
     }
 
     #[test]
@@ -253,7 +220,7 @@ mod tests {
         let places = Places::default();
         assert_eq!(places.idle(), IDLE);
         let from = |n: u32| SocketAddr::new(IpAddr::V4((0x0a00_0000 + n).into()), 1);
-        let held: Vec<_> = (0..9000).filter_map(|n| Place::take(&places, from(n))).collect();
+        let held: Vec<_> = (0..9000).filter_map(|n| places.take(from(n))).collect();
         assert_eq!(held.len(), MAX_CONNECTIONS);
         assert_eq!(places.idle(), IDLE_WHEN_CROWDED);
     }

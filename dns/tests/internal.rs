@@ -5,11 +5,13 @@
 mod common;
 mod programs;
 
-use std::net::SocketAddr;
+use std::io::{ErrorKind, Read as _};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::{config, machine, put};
-use mashines_dns::{Config, Server};
+use mashines_dns::internal::Sockets;
 use mashines_fleet::view::View;
 use programs::{Peer, eventually, free_port, kdig, short};
 use serde_json::json;
@@ -27,15 +29,6 @@ struct Ours {
 
 fn ours(forward: Vec<SocketAddr>) -> Ours {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let settings = Config {
-        listen: vec!["127.0.0.1:0".parse().unwrap()],
-        threads: 1,
-        internal_listen: vec!["[::1]:0".parse().unwrap(), "127.0.0.1:0".parse().unwrap()],
-        forward,
-        ..Config::default()
-    };
-    let server = runtime.block_on(Server::bind(&settings)).unwrap();
-    let addresses = server.internal_addresses().unwrap();
     // Whoever asks from ::1 asks from this prefix.
     let account = |id: &str, prefix: &str| {
         put(format!("accounts/{id}"), json!({"id": id, "ssh_keys": [], "private_prefix": prefix}))
@@ -49,10 +42,16 @@ fn ours(forward: Vec<SocketAddr>) -> Ours {
     });
     changes.extend(many);
     let (view, views) = watch::channel(common::view(changes));
-    runtime.spawn(async move {
-        server.serve(views, watch::channel(None).1, std::future::pending()).await.unwrap();
+    let [anns, nobodys] = ["[::1]:0", "127.0.0.1:0"].map(|at| {
+        let _within = runtime.enter();
+        let sockets =
+            eventually("a port that is free for UDP and TCP", || Sockets::bind(at.parse().unwrap()).ok());
+        let address = sockets.address().unwrap();
+        let (views, forward) = (views.clone(), forward.clone());
+        runtime.spawn(async move { sockets.serve(views, forward).await.unwrap() });
+        address
     });
-    Ours { anns: addresses[0], nobodys: addresses[1], _view: view, _runtime: runtime }
+    Ours { anns, nobodys, _view: view, _runtime: runtime }
 }
 
 fn unbound() -> Peer {
@@ -114,4 +113,58 @@ fn whoever_is_no_machine_is_refused_and_a_dead_resolver_is_told() {
         assert!(kdig(ours.nobodys, &[name, "AAAA", "+notcp"]).contains("REFUSED"), "{name}");
     }
     assert!(kdig(ours.anns, &["www.example", "A"]).contains("SERVFAIL"));
+}
+
+/// A resolver that takes questions and never answers any.
+fn silent() -> (UdpSocket, TcpListener, SocketAddr) {
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let udp = UdpSocket::bind(tcp.local_addr().unwrap()).unwrap();
+    let address = udp.local_addr().unwrap();
+    (udp, tcp, address)
+}
+
+#[test]
+fn whoever_asks_and_asks_has_a_bounded_number_of_questions_and_connections_open() {
+    let (udp, _tcp, address) = silent();
+    let ours = ours(vec![address]);
+    eventually("the directory is there", || {
+        (!short(ours.anns, &["web.internal", "AAAA"]).is_empty()).then_some(())
+    });
+    // A hundred at once: sixteen of them reach the other, the rest is told at once that it will not do.
+    let asking = UdpSocket::bind("[::1]:0").unwrap();
+    asking.connect(ours.anns).unwrap();
+    let question =
+        |id: u16| [&id.to_be_bytes()[..], b"\x01\0\0\x01\0\0\0\0\0\0\x07example\0\0\x01\0\x01"].concat();
+    for id in 0..100 {
+        asking.send(&question(id)).unwrap();
+    }
+    for socket in [&udp, &asking] {
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    }
+    let mut buffer = [0; 512];
+    for _ in 0..16 {
+        udp.recv(&mut buffer).unwrap();
+    }
+    assert_eq!(
+        short(ours.anns, &["web.internal", "AAAA"]),
+        ["fd00::9"],
+        "what is ours is answered all the while"
+    );
+    for _ in 0..100 {
+        asking.recv(&mut buffer).unwrap();
+        assert_eq!(buffer[3] & 0x0f, 2, "SERVFAIL, to some when the other was silent for long enough");
+    }
+    udp.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    assert!(udp.recv(&mut buffer).is_err(), "nothing but those sixteen came here");
+
+    let connected: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(ours.anns).unwrap()).collect();
+    let open = || {
+        connected.iter().filter(|stream| {
+            stream.set_nonblocking(true).unwrap();
+            let mut byte = [0];
+            let mut stream = *stream;
+            stream.read(&mut byte).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+        })
+    };
+    eventually("the connections above the share are closed", || (open().count() == 8).then_some(()));
 }

@@ -67,9 +67,6 @@ pub struct MachineSpec {
     pub ssh_host_key: Option<SshHostKey>,
     /// Volumes in the order of the mounts, with their sizes.
     pub volumes: Vec<PutVolume>,
-    /// The fleet's own resolvers, which know `.internal` names; the host's come after them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub resolvers: Vec<std::net::IpAddr>,
 }
 
 /// An Ed25519 host key with its certificate.

@@ -18,6 +18,7 @@ pub mod pki;
 pub mod rdata;
 pub mod record;
 pub mod replica;
+pub mod resolver;
 pub mod rpc;
 pub mod sealed;
 pub mod store;

@@ -114,9 +114,6 @@ pub struct Host {
     /// Public IPv6 addresses of an entry (gateway, name server).
     #[serde(default)]
     pub public_ipv6: Vec<Ipv6Addr>,
-    /// Addresses of an entry at which machines may ask for names, `.internal` ones too (port 53).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub resolvers: Vec<IpAddr>,
 }
 
 impl Host {

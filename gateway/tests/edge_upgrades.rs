@@ -207,16 +207,25 @@ async fn a_connection_that_the_machine_has_closed_meanwhile_costs_no_request() {
     let stage = EdgeStage::new().await;
     let listener = TcpListener::bind("[::1]:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    // A server that promises to keep the connection, and closes it after each answer.
+    // A server that promises to keep the connection, and closes it a moment after its answer.
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             tokio::spawn(async move {
+                let answered = tokio::sync::Notify::new();
                 let service = service_fn(|_| async {
+                    answered.notify_one();
                     Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("web"))))
                 });
                 let connection = hyper::server::conn::http1::Builder::new()
                     .serve_connection(TokioIo::new(stream), service);
-                let _cut = tokio::time::timeout(Duration::from_millis(100), connection).await;
+                let moment = async {
+                    answered.notified().await;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                };
+                tokio::select! {
+                    _ended = connection => (),
+                    () = moment => (),
+                }
             });
         }
     });

@@ -223,7 +223,8 @@ async fn an_agent_is_forwarded_into_the_machine_and_its_connection_is_not_shared
     let mut agent = Command::new("ssh-agent");
     let mut agent =
         agent.args(["-D", "-a"]).arg(&socket).stdout(Stdio::null()).kill_on_drop(true).spawn().unwrap();
-    while !socket.exists() {
+    // The socket is there a moment before anybody listens at it.
+    while tokio::net::UnixStream::connect(&socket).await.is_err() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let mut add = Command::new("ssh-add");

@@ -17,7 +17,8 @@ pub struct Config {
     /// The monitor's binary; by default `mashines-vmm` beside this one.
     #[serde(default)]
     pub vmm_binary: Option<PathBuf>,
-    /// Resolvers that guests are given.
+    /// Resolvers of the world. What machines ask their host's resolver and is no name of their account is asked of these, one after the other;
+    /// guests are given them behind it.
     #[serde(default)]
     pub guest_dns: Vec<IpAddr>,
     /// What the host offers; what is left out is measured.

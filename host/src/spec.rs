@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use mashines_fleet::host_api::{MachineSpec, SshHostKey};
 use mashines_fleet::id::{Epoch, VolumeId};
+use mashines_fleet::resolver::RESOLVER;
 use mashines_guest::config::{
     BUILTIN_BENCH, Config, File, HostKey, Interface, NO_ROOT, Prefix, Ready, Root, Volume, ssh_is_off,
 };
@@ -152,7 +153,7 @@ pub fn guest(spec: &MachineSpec, image: &LocalImage, dns: &[IpAddr]) -> Config {
     config.ssh_authorized_keys = spec.ssh_keys.clone();
     config.ssh_user_ca = spec.ssh_user_ca.clone();
     config.ssh_host_keys = spec.ssh_host_key.iter().map(host_key).collect();
-    config.dns = resolvers(&spec.resolvers, dns);
+    config.dns = resolvers(dns);
     config.env = environment(spec);
     config.volumes = volumes(spec, image.rootfs.is_some());
     config.files = files(spec);
@@ -166,18 +167,11 @@ pub fn guest(spec: &MachineSpec, image: &LocalImage, dns: &[IpAddr]) -> Config {
     config
 }
 
-/// The fleet's own resolvers, which know `.internal` names, and behind them one of the host's at least: should no entry answer, the world's
-/// names are found nevertheless. A C library looks at three lines of resolv.conf (`MAXNS`).
-fn resolvers(fleets: &[IpAddr], hosts: &[IpAddr]) -> Vec<IpAddr> {
+/// The resolver of whatever host the machine is on, which knows `.internal` names, and behind it those that it forwards to: while a host's daemon
+/// starts again, the world's names are found nevertheless. A C library looks at three lines of resolv.conf (`MAXNS`).
+fn resolvers(world: &[IpAddr]) -> Vec<IpAddr> {
     const MOST: usize = 3;
-    let fleets = fleets.iter().take(MOST - hosts.len().min(1));
-    let mut all: Vec<IpAddr> = Vec::new();
-    for address in fleets.chain(hosts) {
-        if all.len() < MOST && !all.contains(address) {
-            all.push(*address);
-        }
-    }
-    all
+    std::iter::once(IpAddr::V6(RESOLVER)).chain(world.iter().copied()).take(MOST).collect()
 }
 
 fn host_key(key: &SshHostKey) -> HostKey {
@@ -262,19 +256,13 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_asks_the_fleets_resolvers_first_and_can_always_fall_back_on_the_hosts() {
+    fn a_guest_asks_the_resolver_of_its_host_first_and_can_fall_back_on_the_worlds() {
         let dir = tempfile::tempdir().unwrap();
-        let (image, mut spec) = (image(dir.path()), instance().spec);
+        let (image, spec) = (image(dir.path()), instance().spec);
         let ips = |text: &[&str]| text.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
-        let hosts = ips(&["2001:db8::8", "2001:db8::9"]);
-        assert_eq!(guest(&spec, &image, &hosts).dns, hosts, "no entry offers any");
-        spec.resolvers = ips(&["2001:db8::53"]);
-        assert_eq!(guest(&spec, &image, &hosts).dns, ips(&["2001:db8::53", "2001:db8::8", "2001:db8::9"]));
-        spec.resolvers = ips(&["2001:db8::53", "2001:db8::54", "2001:db8::55", "2001:db8::56"]);
-        assert_eq!(guest(&spec, &image, &hosts).dns, ips(&["2001:db8::53", "2001:db8::54", "2001:db8::8"]));
-        assert_eq!(guest(&spec, &image, &[]).dns, ips(&["2001:db8::53", "2001:db8::54", "2001:db8::55"]));
-        spec.resolvers = hosts.clone();
-        assert_eq!(guest(&spec, &image, &hosts).dns, hosts, "each once");
+        let world = ips(&["2001:db8::7", "2001:db8::8", "2001:db8::9"]);
+        assert_eq!(guest(&spec, &image, &world).dns, ips(&["fdaa::3", "2001:db8::7", "2001:db8::8"]));
+        assert_eq!(guest(&spec, &image, &[]).dns, ips(&["fdaa::3"]));
     }
 
     #[test]

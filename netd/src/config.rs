@@ -54,6 +54,10 @@ pub struct NetdConfig {
     /// host sends what its machines say to them to the entry.
     #[serde(default)]
     pub web_ports: Vec<u16>,
+    /// Where this host's machines, and nobody else, reach its resolver: port 53 over UDP and TCP. The same on every host, so that a
+    /// machine keeps its resolver when it moves. None where no machines run.
+    #[serde(default)]
+    pub resolver: Option<Ipv6Addr>,
 }
 
 /// What a host is.

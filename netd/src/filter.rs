@@ -7,8 +7,8 @@
 //!
 //! ```text
 //! tap ──▶ from_machine ──▶ machine_sends ──▶ routing ──▶ forward ──▶ tap | overlay | uplink
-//!         its own MAC and    no private network              same account, or public
-//!         addresses only     but the account's own
+//!         its own MAC and    no private network     │        same account, or public
+//!         addresses only     but the account's own  └──▶ input: this host's resolver, port 53
 //! ```
 
 use std::collections::BTreeSet;
@@ -34,6 +34,14 @@ pub const TABLE: &str = "inet mashines";
 const PRIVATE_V4: &str =
     "{ 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16 }";
 
+/// A question, or a packet of a connection with questions.
+const DNS: &str = "meta l4proto { udp, tcp } th dport 53";
+
+/// How many packets a second one machine may send to its resolver, and how many at once after a rest: the resolver's socket has room for
+/// some hundreds.
+const QUESTIONS_PER_SECOND: u32 = 1000;
+const QUESTIONS_AT_ONCE: u32 = 256;
+
 /// An element of one of the sets.
 type Element = (&'static str, String);
 
@@ -47,6 +55,7 @@ pub fn ruleset(config: &NetdConfig, filters: &Filters) -> String {
     let forward = forward_chain(config);
     let input = input_chain(config);
     let mesh = config.mesh_prefix;
+    let resolver = resolver_rule(config);
     let _ = write!(
         text,
         r#"
@@ -65,7 +74,7 @@ pub fn ruleset(config: &NetdConfig, filters: &Filters) -> String {
   }}
 
   chain machine_sends {{
-    ip6 daddr @infrastructure6 counter drop
+{resolver}    ip6 daddr @infrastructure6 counter drop
     ip daddr @infrastructure4 counter drop
     ip6 daddr {mesh} counter drop
     ip6 daddr fc00::/7 ip6 daddr != @region6 iifname . ip6 daddr != @account counter drop
@@ -109,7 +118,7 @@ struct Set {
     definition: &'static str,
 }
 
-const SETS: [Set; 8] = [
+const SETS: [Set; 9] = [
     Set { name: "source6", definition: "type ifname . ether_addr . ipv6_addr;" },
     Set { name: "source4", definition: "type ifname . ether_addr . ipv4_addr;" },
     Set { name: "account", definition: "type ifname . ipv6_addr; flags interval;" },
@@ -118,12 +127,27 @@ const SETS: [Set; 8] = [
     Set { name: "overlay4", definition: "type ipv4_addr;" },
     Set { name: "infrastructure6", definition: "type ipv6_addr;" },
     Set { name: "infrastructure4", definition: "type ipv4_addr;" },
+    // Who asks the resolver how fast. The kernel fills it.
+    Set { name: "asking", definition: "type ifname; size 65536; flags dynamic, timeout; timeout 1m;" },
 ];
+
+/// What machines send to their resolver stays on this host, so it needs no mark that chooses a way out.
+fn resolver_rule(config: &NetdConfig) -> String {
+    let rule = |resolver| format!("    ip6 daddr {resolver} {DNS} notrack accept\n");
+    config.resolver.map(rule).unwrap_or_default()
+}
 
 /// Between machines: within an account everything, across accounts only public addresses. From outside: only public addresses.
 fn forward_chain(config: &NetdConfig) -> String {
     let overlay = &config.overlay_interface;
     let mut text = String::new();
+    if let Some(resolver) = config.resolver {
+        // The answer of another host to a question that was under way when the machine moved here.
+        let _ = writeln!(
+            text,
+            r#"    iifname "{overlay}" oifname "mt-*" ip6 saddr {resolver} udp sport 53 accept"#
+        );
+    }
     for field in ["saddr", "daddr"] {
         let _ = writeln!(
             text,
@@ -150,7 +174,8 @@ fn forward_chain(config: &NetdConfig) -> String {
     text
 }
 
-/// To this host itself: the overlay from its peers alone, from machines nothing but what a gateway owes them.
+/// To this host itself: the overlay from its peers alone, from machines nothing but what a gateway owes them, and the resolver
+/// from machines alone.
 fn input_chain(config: &NetdConfig) -> String {
     let mut text = String::new();
     let carrier = match config.underlay {
@@ -160,6 +185,15 @@ fn input_chain(config: &NetdConfig) -> String {
     let _ = writeln!(text, "    udp dport {GPE_PORT} {carrier}ip6 saddr @overlay6 accept");
     let _ = writeln!(text, "    udp dport {GPE_PORT} {carrier}ip saddr @overlay4 accept");
     let _ = writeln!(text, "    udp dport {GPE_PORT} counter drop");
+    if let Some(resolver) = config.resolver {
+        // Before the socket's queue, which all machines share: one that asks at full speed fills its own measure and not the queue.
+        let _ = writeln!(
+            text,
+            r#"    iifname "mt-*" ip6 daddr {resolver} {DNS} update @asking {{ iifname limit rate over {QUESTIONS_PER_SECOND}/second burst {QUESTIONS_AT_ONCE} packets }} counter drop
+    iifname "mt-*" ip6 daddr {resolver} {DNS} accept
+    iifname != "lo" ip6 daddr {resolver} counter drop"#
+        );
+    }
     match config.role {
         Role::Host => {
             let icmp = "{ nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, echo-request, destination-unreachable, packet-too-big, time-exceeded, mld-listener-report, mld-listener-done, mld2-listener-report }";
@@ -234,5 +268,65 @@ pub async fn load(text: &str) -> Result<(), Error> {
             Err(Error::Filters(String::from_utf8_lossy(&output.stderr).trim().chars().take(400).collect()))
         }
         Err(error) => Err(Error::Filters(format!("run {}: {error}", program.display()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(role: &str, resolver: Option<&str>) -> NetdConfig {
+        let text = serde_json::json!({
+            "state_dir": "/", "socket": "/", "host_id": "a", "role": role, "mesh_addr": "fd6d::1", "mesh_prefix": "fd6d::/64",
+            "region_prefixes": ["2001:db8::/48"], "resolver": resolver,
+        });
+        serde_json::from_value(text).unwrap()
+    }
+
+    fn chain(text: &str, name: &str) -> Vec<String> {
+        let lines = text.lines().skip_while(|line| line.trim() != format!("chain {name} {{"));
+        lines.take_while(|line| line.trim() != "}").map(|line| line.trim().to_owned()).collect()
+    }
+
+    fn place(lines: &[String], part: &str) -> usize {
+        let found = lines.iter().position(|line| line.contains(part));
+        found.unwrap_or_else(|| panic!("no {part:?} in {lines:#?}"))
+    }
+
+    #[test]
+    fn a_machine_asks_its_resolver_before_private_networks_are_closed_to_it_and_takes_no_mark_along() {
+        let text = ruleset(&config("host", Some("fdaa::3")), &Filters::default());
+        let sends = chain(&text, "machine_sends");
+        let asks = place(&sends, "ip6 daddr fdaa::3");
+        assert_eq!(sends[asks], "ip6 daddr fdaa::3 meta l4proto { udp, tcp } th dport 53 notrack accept");
+        assert!(asks < place(&sends, "@infrastructure6") && asks < place(&sends, "fc00::/7"), "{sends:#?}");
+        assert!(!chain(&text, "from_machine").join("").contains("fdaa::3"), "its source is looked at first");
+    }
+
+    #[test]
+    fn wherever_machines_run_the_resolver_takes_questions_of_machines_alone() {
+        for role in ["host", "both"] {
+            let input = chain(&ruleset(&config(role, Some("fdaa::3")), &Filters::default()), "input");
+            let (limit, accept) = (place(&input, "limit rate over"), place(&input, "th dport 53 accept"));
+            let closed = place(&input, "iifname != \"lo\" ip6 daddr fdaa::3 counter drop");
+            assert!(limit < accept && accept < closed, "{role}: {input:#?}");
+            assert!(input[accept].starts_with("iifname \"mt-*\" ip6 daddr fdaa::3 "), "{role}: {input:#?}");
+            let machines = input.iter().position(|line| line == "iifname \"mt-*\" counter drop");
+            assert!(machines.is_none_or(|at| closed < at), "{role}: {input:#?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_under_way_in_a_move_comes_by_the_overlay_alone() {
+        let forward = chain(&ruleset(&config("host", Some("fdaa::3")), &Filters::default()), "forward");
+        let late = place(&forward, "fdaa::3");
+        assert_eq!(forward[late], "iifname \"gx\" oifname \"mt-*\" ip6 saddr fdaa::3 udp sport 53 accept");
+        assert!(late < place(&forward, "@account"), "{forward:#?}");
+    }
+
+    #[test]
+    fn where_no_machine_runs_nothing_is_said_of_a_resolver() {
+        let text = ruleset(&config("entry", None), &Filters::default());
+        assert!(!text.contains("dport 53"), "{text}");
     }
 }

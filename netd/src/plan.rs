@@ -57,6 +57,8 @@ pub enum Target {
     },
     /// Nowhere: the sender is told so.
     Unreachable,
+    /// To whatever listens on this host itself, without an interface that has the address (AnyIP).
+    Here,
 }
 
 impl std::fmt::Display for Target {
@@ -65,6 +67,7 @@ impl std::fmt::Display for Target {
             Self::Tap(tap) => write!(f, "tap {tap}"),
             Self::Host { from: _, via, vni } => write!(f, "host {via} vni {vni}"),
             Self::Unreachable => write!(f, "unreachable"),
+            Self::Here => write!(f, "this host"),
         }
     }
 }
@@ -149,7 +152,7 @@ impl Known<'_> {
         prefixes.map(|prefix| (RouteKey { table: Table::Machines, prefix }, target.clone())).collect()
     }
 
-    /// The routes that belong to no machine: what no machine has taken, and the way out.
+    /// The routes that belong to no machine: what no machine has taken, the resolver, and the way out.
     pub fn host_routes(&self) -> BTreeMap<RouteKey, Target> {
         let mut routes: BTreeMap<_, _> = self
             .config
@@ -159,6 +162,10 @@ impl Known<'_> {
                 (RouteKey { table: Table::Machines, prefix: network(*prefix) }, Target::Unreachable)
             })
             .collect();
+        if let Some(resolver) = self.config.resolver {
+            let prefix = IpNetwork::V6(resolver.into());
+            routes.insert(RouteKey { table: Table::Machines, prefix }, Target::Here);
+        }
         // Before any record was seen, "no entry" is not known: whatever way out is in the kernel stays.
         if self.leaves_through_entry() && self.view.revision > 0 {
             // The lowest id of the entries, so that a host's machines keep one way out as entries come and go.

@@ -31,6 +31,7 @@ fn config() -> NetdConfig {
         region_prefixes: vec!["2001:db8:1::/48".parse().unwrap()],
         ingress: Ingress::Anchored,
         web_ports: vec![],
+        resolver: Some("fdaa::3".parse().unwrap()),
     }
 }
 

@@ -25,6 +25,9 @@ pub(crate) async fn start(config: NetdConfig, view: Arc<NetView>) -> Result<Arc<
     let (store, entries) = Store::open(&config.state_dir)?;
     let kernel = Kernel::open()?;
     sysctl::forward()?;
+    if let Err(error) = sysctl::backlog() {
+        tracing::warn!(%error, "a burst of packets may be dropped while the CPUs are busy");
+    }
     let mut slow = Slow::default();
     let mut public_key = None;
     if config.underlay == Underlay::Wireguard {
@@ -99,6 +102,14 @@ fn check(config: &NetdConfig) -> Result<(), Error> {
             "mesh_addr {} lies outside mesh_prefix {}",
             config.mesh_addr, config.mesh_prefix
         )));
+    }
+    if let Some(resolver) = config.resolver {
+        let taken = config.region_prefixes.iter().copied().chain([config.mesh_prefix.into()]);
+        if let Some(prefix) = taken.into_iter().find(|prefix| prefix.contains(resolver.into())) {
+            return Err(Error::Config(format!(
+                "machines' resolver {resolver} lies in {prefix}, which has other addresses: choose another prefix for those"
+            )));
+        }
     }
     if config.overlay_mtu() < 1280 {
         return Err(Error::Config(format!(

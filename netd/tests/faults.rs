@@ -183,7 +183,9 @@ fn a_restart_tells_the_kernel_nothing_that_it_knows() {
         child.wait().unwrap();
         let said = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        assert!(!said.contains("2001:db8:1:") && !said.contains("table 110"), "{said}");
+        for known in ["2001:db8:1:", "table 110", "fdaa::3"] {
+            assert!(!said.contains(known), "{known}: {said}");
+        }
     }
 }
 
@@ -295,6 +297,8 @@ fn teardown_removes_everything_and_says_what_it_could_not() {
     let links = fleet.a.ns.ip("link");
     assert!(!links.contains("gx") && links.contains("mt-"), "{links}");
     assert!(!fleet.a.ns.ip("-6 rule").contains("109"));
+    let routes = fleet.a.ns.ip("-6 route show table all");
+    assert!(!routes.contains("proto 109"), "{routes}");
     assert_eq!(fleet.a.ns.exec("nft list tables").trim(), "");
     drop(tap);
     fleet.a.ns.within(move || teardown(again)).join().unwrap().unwrap();

@@ -6,7 +6,8 @@
 
 lab_packages=openssh-server,openssh-client,iproute2,nftables,iputils-ping,tcpdump,socat,python3,fio,e2fsprogs,dnsutils,jq
 lab_packages+=,curl,procps,wireguard-tools,qemu-system-x86,rsync,git,netcat-openbsd,strace,busybox-static,kmod,util-linux
-lab_packages+=,ca-certificates,sqlite3,fdisk,bsdextrautils,iperf3,less,time,openssl,nghttp2-client,pebble,python3-websockets,python3-grpcio
+# chromium-headless-shell, and not chromium: the same engine without GTK and all that a screen needs.
+lab_packages+=,ca-certificates,sqlite3,fdisk,bsdextrautils,iperf3,less,time,openssl,nghttp2-client,pebble,python3-websockets,python3-grpcio,chromium-headless-shell,libnss3-tools
 
 # What the initrd needs to reach the root disk. ext4 asks for crc32c by a soft dependency, which modules.dep does not name.
 lab_initrd_modules=(virtio_pci virtio_blk crc32c_intel crc32c_generic ext4)

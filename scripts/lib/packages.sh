@@ -16,6 +16,8 @@ need_packages() {
 
 # Servers among them are for tests, which start their own: none is to come up on this machine's ports (Debian's policy-rc.d interface).
 install_packages() (
+    # One at a time: scripts that run beside each other may miss something at the same moment.
+    exec 8>/run/lock/mashines-packages && flock 8
     policy=/usr/sbin/policy-rc.d log=$(mktemp)
     trap 'rm -f "$log"' EXIT
     if [[ ! -e $policy ]]; then

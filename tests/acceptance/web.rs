@@ -7,6 +7,7 @@ use mashines_fleet::api;
 use mashines_fleet::record::MigrationStep;
 use mashines_tests::daemons::{DOMAIN, Fleet};
 use mashines_tests::issuer::Issuer;
+use mashines_tests::names;
 use mashines_tests::person::Door;
 use mashines_tests::run::wait_for;
 use mashines_tests::web::Visitor;
@@ -29,6 +30,7 @@ fn a_machine_is_fetched_by_name_while_it_moves() -> Result<()> {
     let _: api::Machine = fleet.ask(&words)?;
     serve_in(&fleet, WEB, 80)?;
     serve_in(&fleet, RPC, 8000)?;
+    names::one_finds_the_other(&fleet, WEB, RPC)?;
     let visitor = Visitor::new(&fleet.topology, &issuer.root()?);
     let page = format!("https://{WEB}.{DOMAIN}/");
     wait_for("the platform's certificate", Duration::from_secs(90), Duration::from_millis(500), || {
@@ -36,7 +38,8 @@ fn a_machine_is_fetched_by_name_while_it_moves() -> Result<()> {
     })?;
     eprintln!("https works {:.1} s after the first launch began", begun.elapsed().as_secs_f64());
     pages_by_both_families(&visitor, &page)?;
-    connections_live_on_through_moves(&fleet, &visitor)
+    connections_live_on_through_moves(&fleet, &visitor)?;
+    names::one_finds_the_other(&fleet, WEB, RPC)
 }
 
 /// Runs [`mashines-web`] in a machine.
@@ -71,14 +74,19 @@ fn pages_by_both_families(visitor: &Visitor, page: &str) -> Result<()> {
     Ok(())
 }
 
-/// A WebSocket, server-sent events, a download and a gRPC stream.
+/// A WebSocket, server-sent events, a download and a gRPC stream; and the first three once more, in a browser's page.
 fn connections_live_on_through_moves(fleet: &Fleet, visitor: &Visitor) -> Result<()> {
+    let mut browser = visitor.browser(&format!("https://{WEB}.{DOMAIN}/browser"))?;
     let begun = Instant::now();
     let socket = visitor.websocket(&format!("wss://{WEB}.{DOMAIN}/socket"))?;
     let mut events = visitor.events(&format!("https://{WEB}.{DOMAIN}/events"))?;
     let mut download = visitor.download(&format!("https://{WEB}.{DOMAIN}/bytes/1000000"))?;
     let mut calls = visitor.grpc(&format!("{RPC}.{DOMAIN}:443"))?;
     events.read(5)?;
+    let opened = Instant::now();
+    let seen = browser.receive(5)?;
+    ensure!(seen.protocol == "h2", "the browser has its page over {}", seen.protocol);
+    eprintln!("the browser's page has all its connections after {:.1} s", opened.elapsed().as_secs_f64());
     for number in 1..=MOVES {
         for slug in [WEB, RPC] {
             let begun = Instant::now();
@@ -87,6 +95,7 @@ fn connections_live_on_through_moves(fleet: &Fleet, visitor: &Visitor) -> Result
             eprintln!("move {number} of {slug}: {:.1} s", begun.elapsed().as_secs_f64());
             let stream = if slug == WEB { &mut download } else { &mut calls };
             ensure!(stream.goes_on()?, "the stream from {slug} ended in move {number}");
+            browser.look().with_context(|| format!("move {number} of {slug}"))?;
         }
     }
     for (what, stream) in [("the WebSocket", socket), ("the gRPC stream", calls), ("the download", download)]
@@ -94,6 +103,14 @@ fn connections_live_on_through_moves(fleet: &Fleet, visitor: &Visitor) -> Result
         let told = stream.told().context(what)?;
         eprintln!("{what}: {} messages, longest silence {} ms", told.count, told.largest_gap_ms);
     }
+    let seen = browser.receive(5)?;
+    for (what, told) in seen.kinds() {
+        eprintln!(
+            "the browser's {what}: {} messages, longest silence {} ms",
+            told.count, told.largest_gap_ms
+        );
+    }
+    drop(browser);
     // All that were sent since, in order: one a tick for as long as the moves took.
     events.read(u64::try_from(begun.elapsed().as_millis() / 100)?)?;
     ensure!(events.go_on()?, "the events ended");

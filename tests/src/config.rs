@@ -52,10 +52,10 @@ fn entry() -> String {
     )
 }
 
-/// Both hosts stand in one VM: what they promise is what each may use of it.
+/// Both hosts stand in one VM: what they promise is what each may use of it. All the names of this world are those of the fleet's own zone.
 fn host(bin: &Path) -> String {
     format!(
-        "[host]\nlisten = \"[::]:{HOST_PORT}\"\nimages_dir = \"/var/lib/mashines-images\"\nvmm_binary = \"{}\"\n\
+        "[host]\nlisten = \"[::]:{HOST_PORT}\"\nimages_dir = \"/var/lib/mashines-images\"\nvmm_binary = \"{}\"\nguest_dns = [\"{ENTRY_IPV6}\"]\n\
          [host.capacity]\nvcpus = 8\nmemory_mib = 2048\ndisk_mib = 16384\ndisk_reserve_mib = 512\n",
         bin.join("mashines-vmm").display()
     )

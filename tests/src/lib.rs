@@ -12,15 +12,18 @@
 //! ```
 
 pub mod bench_guest;
+pub mod browser;
 pub mod config;
 pub mod daemons;
 pub mod deploy;
 pub mod disk;
+pub mod drops;
 pub mod figures;
 pub mod guest;
 pub mod issuer;
 pub mod lab;
 pub mod monitor;
+pub mod names;
 pub mod netns;
 pub mod peer;
 pub mod person;

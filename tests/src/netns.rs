@@ -101,6 +101,8 @@ impl Topology {
     /// Builds it anew.
     pub fn up(&self) -> Result<()> {
         self.down();
+        // As netd sets it on a box; in a namespace there is no such switch.
+        let _ = std::fs::write("/proc/sys/net/core/netdev_max_backlog", "16384");
         for place in Place::ALL {
             let ns = self.ns(place);
             ip(&["netns", "add", &ns])?;

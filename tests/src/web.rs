@@ -1,4 +1,4 @@
-//! Clients of `https://SLUG.mashine.dev`: curl, and the WebSocket and gRPC of `tests/clients/web.py`.
+//! Clients of `https://SLUG.mashine.dev`: curl, the WebSocket and gRPC of `tests/clients/web.py`, a browser.
 
 use std::io::{BufRead as _, BufReader, Lines, Read as _};
 use std::path::{Path, PathBuf};
@@ -7,6 +7,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 
+use crate::browser::Browser;
 use crate::netns::{Place, Topology};
 use crate::run::run;
 
@@ -17,7 +18,7 @@ pub struct Visitor {
 }
 
 /// What a stream says at its end.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct Told {
     /// Messages.
     pub count: u64,
@@ -60,6 +61,11 @@ impl Visitor {
         self.python(&["download", url, &self.root.to_string_lossy()])
     }
 
+    /// A browser with this page open.
+    pub fn browser(&self, url: &str) -> Result<Browser> {
+        Browser::open(&self.topology, &self.root, url)
+    }
+
     fn python(&self, words: &[&str]) -> Result<Ongoing> {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/web.py");
         // In the lab the checkout is elsewhere.
@@ -77,7 +83,11 @@ impl Visitor {
     /// Server-sent events.
     pub fn events(&self, url: &str) -> Result<Events> {
         let mut curl = self.curl_command();
-        let curl = curl.args(["--no-buffer", "--http2", url]).stdin(Stdio::null()).stdout(Stdio::piped());
+        // They go on for as long as the moves take.
+        let curl = curl
+            .args(["--no-buffer", "--http2", "--max-time", "1800", url])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
         let mut child = curl.stderr(Stdio::inherit()).spawn().context("cannot start curl")?;
         let output = child.stdout.take().context("no output")?;
         Ok(Events { ongoing: Ongoing(child), lines: BufReader::new(output).lines(), last: 0 })

@@ -32,6 +32,9 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
+/// How long an order may take on a slow machine, every other nonce refused.
+const PATIENCE: Duration = Duration::from_secs(180);
+
 pub const LOCAL: Ipv4Addr = Ipv4Addr::LOCALHOST;
 pub const WILDCARD: &str = "*.mashine.test";
 pub const CERTIFICATES: &str = "/v1/apps/default/certificates";
@@ -116,7 +119,6 @@ impl World {
             seen_at: 0,
             public_ipv4: vec![LOCAL],
             public_ipv6: vec![],
-            resolvers: vec![],
         };
         let client = Client::to_control(&identity, &self.fleet.url).unwrap();
         let report = json!({"host": host});
@@ -171,10 +173,12 @@ impl World {
         let name: DomainName = name.parse().unwrap();
         let mut view = self.view.clone();
         let wanted = |view: &Arc<View>| view.certificates.get(&name).is_some_and(|c| fits(c));
-        let found = tokio::time::timeout(Duration::from_secs(60), view.wait_for(wanted)).await;
+        let found = tokio::time::timeout(PATIENCE, view.wait_for(wanted)).await;
         match found {
             Ok(view) => (*view.unwrap().certificates[&name]).clone(),
-            Err(_) => panic!("{name} not {what} within 60 s: {:#?}", self.view().certificates.get(&name)),
+            Err(_) => {
+                panic!("{name} not {what} within {PATIENCE:?}: {:#?}", self.view().certificates.get(&name))
+            }
         }
     }
 

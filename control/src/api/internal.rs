@@ -109,7 +109,6 @@ fn is_news(known: &Host, told: &Host, of_host: bool) -> Option<Host> {
     if other_half(HostRole::Entry) {
         next.public_ipv4.clone_from(&known.public_ipv4);
         next.public_ipv6.clone_from(&known.public_ipv6);
-        next.resolvers.clone_from(&known.resolvers);
     }
     if other_half(HostRole::Host) && !of_host {
         let Host { api, capacity, images, underlay, wireguard_port, wireguard_key, mesh, .. } = known.clone();

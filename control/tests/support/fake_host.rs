@@ -241,7 +241,6 @@ fn record(id: &HostId, api: std::net::SocketAddr, roles: Vec<HostRole>) -> Host 
         seen_at: 0,
         public_ipv4: if entry { vec!["192.0.2.1".parse().unwrap()] } else { vec![] },
         public_ipv6: vec![],
-        resolvers: vec![],
     }
 }
 

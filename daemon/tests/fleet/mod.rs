@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use http::header::AUTHORIZATION;
-use mashines_fleet::pki::{PeerName, anonymous_client_config};
+use mashines_fleet::pki::{Identity, PeerName, anonymous_client_config};
 use mashines_fleet::rpc::Client;
 use serde_json::Value;
 
@@ -111,11 +111,26 @@ impl Node {
         assert!(self.process.take().is_some(), "{} does not run", self.directory.display());
     }
 
+    /// Its copy of the records on disk; null while there is none.
+    pub fn kept(&self) -> Value {
+        let files = std::fs::read_dir(self.directory.join("state")).into_iter().flatten().flatten();
+        let is_copy = |name: &str| name.starts_with("replica-") && name.ends_with(".json");
+        let copy = files
+            .map(|file| file.path())
+            .find(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(is_copy));
+        let text = copy.and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
+        let file: Value = serde_json::from_slice(&text).unwrap_or_default();
+        file["view"].clone()
+    }
+
     /// The revision that its copy of the records on disk has; 0 while there is none.
     pub fn kept_revision(&self) -> u64 {
-        let text = std::fs::read(self.directory.join("state/replica-entry.json")).unwrap_or_default();
-        let file: Value = serde_json::from_slice(&text).unwrap_or_default();
-        file["view"]["revision"].as_u64().unwrap_or_default()
+        self.kept()["revision"].as_u64().unwrap_or_default()
+    }
+
+    /// A client of control with this box's certificate.
+    pub fn client(&self, url: &str) -> Client {
+        Client::to_control(&Identity::load(&self.directory.join("state/pki")).unwrap(), url).unwrap()
     }
 
     /// Whether it has what opens the keys of zones.
@@ -132,19 +147,23 @@ pub struct Fleet {
     pub addresses: Vec<SocketAddr>,
     /// The API, as the first account.
     pub api: Client,
+    /// Control's address.
+    pub url: String,
+}
+
+/// What every configuration begins with; `roles` as TOML.
+fn head(at: &Path, id: &str, roles: &str, url: &str) -> String {
+    format!(
+        "id = \"{id}\"\nregion = \"lab\"\nroles = [{roles}]\nstate_dir = \"{}\"\nunderlay = \"127.0.0.1\"\n\
+         control_urls = [\"{url}\"]\n",
+        at.join(id).join("state").display()
+    )
 }
 
 impl Fleet {
     /// Founds a fleet with control running and `names` entries that have joined. `zones`: TOML of `[[fleet.zones]]`; `settings`: more of `[control]`.
     pub async fn found(at: &Path, names: &[&str], zones: &str, settings: &str) -> Self {
         let url = format!("https://127.0.0.1:{}", free_port());
-        let head = |id: &str, role: &str| {
-            format!(
-                "id = \"{id}\"\nregion = \"lab\"\nroles = [\"{role}\"]\nstate_dir = \"{}\"\nunderlay = \"127.0.0.1\"\n\
-                 control_urls = [\"{url}\"]\n",
-                at.join(id).join("state").display()
-            )
-        };
         let name_servers: Vec<String> = names
             .iter()
             .map(|name| format!("{{ name = \"{name}.mashine.dev\", addresses = [\"127.0.0.1\"] }}"))
@@ -152,7 +171,7 @@ impl Fleet {
         let founding = format!(
             "{}[fleet]\ndomain = \"mashine.dev\"\nprefix = \"2001:db8:160::/48\"\nname_servers = [{}]\n{zones}\n\
              [control]\nlisten = \"{}\"\n{settings}\n",
-            head("control", "control"),
+            head(at, "control", "\"control\"", &url),
             name_servers.join(", "),
             url.trim_start_matches("https://"),
         );
@@ -169,20 +188,25 @@ impl Fleet {
             assert!(Instant::now() < until, "control does not answer: {error}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let (mut servers, mut addresses) = (Vec::new(), Vec::new());
+        let mut fleet = Self { control, servers: Vec::new(), addresses: Vec::new(), api, url };
         for name in names {
             let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-            let config = format!(
-                "{}[gateway]\nssh_listen = [\"127.0.0.1:0\"]\n\
-                 [dns]\nlisten = [\"{address}\"]\nthreads = 1\nresponses_per_second = 0\nidentity = \"{name}\"\n",
-                head(name, "entry")
+            let sections = format!(
+                "[gateway]\nssh_listen = [\"127.0.0.1:0\"]\n\
+                 [dns]\nlisten = [\"{address}\"]\nthreads = 1\nresponses_per_second = 0\nidentity = \"{name}\"\n"
             );
-            let server = Node::new(at.join(name), &config);
-            let token = control.command(&["token", "join"]);
-            server.command(&["join", "--control", &url, "--token", &token]);
-            servers.push(server);
-            addresses.push(address);
+            let server = fleet.join(at, name, "\"entry\"", &sections);
+            fleet.servers.push(server);
+            fleet.addresses.push(address);
         }
-        Self { control, servers, addresses, api }
+        fleet
+    }
+
+    /// A box that has joined, not started. `roles` and `sections` as TOML.
+    pub fn join(&self, at: &Path, name: &str, roles: &str, sections: &str) -> Node {
+        let node = Node::new(at.join(name), &format!("{}{sections}", head(at, name, roles, &self.url)));
+        let token = self.control.command(&["token", "join"]);
+        node.command(&["join", "--control", &self.url, "--token", &token]);
+        node
     }
 }

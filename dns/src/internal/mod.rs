@@ -4,43 +4,33 @@
 //! machine ──▶ who asks? (source address) ── nobody's ──▶ REFUSED
 //!                      │
 //!                      ├─ .internal, private addresses ──▶ names.rs, at once
-//!                      └─ the rest ──▶ forward.rs, bounded in all and for each account ──▶ resolvers of the configuration
+//!                      └─ the rest ──▶ forward.rs, bounded in all, for each account and address ──▶ resolvers of the world
 //! ```
 //!
-//! It listens at addresses of its own (`[dns] internal_listen`), never at the public ones: it is no open resolver even for one packet.
+//! It listens at an address of its own, which netd lets none but the host's own machines reach: it is no open resolver even for one packet. Each
+//! host answers its machines itself ([`mashines_fleet::resolver`]), from the replica, whatever becomes of others.
 
 mod forward;
 pub mod names;
+mod serve;
 
-use std::collections::HashMap;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use mashines_fleet::id::AccountId;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::{Semaphore, watch};
-use tokio::time::timeout;
-use tracing::{debug, warn};
+use tokio::sync::watch;
 
 use crate::kind;
-use crate::message::{HEADER, Header, Message, bare_reply, count_one, put_record};
+use crate::message::{Header, Message, bare_reply, count_one, put_record};
 use crate::name::Name;
+use crate::shares::{Share, Shares};
 use crate::update::rcode;
 use names::{Directory, Said, TTL};
 
-/// Questions that are forwarded at once.
-const MOST_FORWARDED: usize = 1024;
-/// Of these, for one account.
-const MOST_OF_ONE: usize = 64;
-/// TCP connections at once.
-const MOST_CONNECTIONS: usize = 256;
-/// A connection that has not finished its next question by then is closed; one that does not take its answer, too.
-const IDLE: Duration = Duration::from_secs(10);
-/// The longest question that is read over UDP.
-const LONGEST_QUESTION: usize = 2048;
+pub use serve::{Sockets, run};
+
+/// Questions that are forwarded at once: each has a socket of its own.
+const FORWARDED: Most = Most { in_all: 256, of_account: 64, of_address: 16 };
 /// The largest answer over UDP.
 const MAX_UDP: usize = 1232;
 const CLASS_IN: u16 = 1;
@@ -52,33 +42,33 @@ pub struct Resolver(Arc<Inner>);
 struct Inner {
     directory: watch::Receiver<Directory>,
     resolvers: Vec<SocketAddr>,
-    forwarded: Semaphore,
-    of_one: Mutex<HashMap<AccountId, usize>>,
+    forwarded: Places,
 }
 
 impl Resolver {
     /// For who is in the directory; `resolvers` are asked for the rest.
     pub fn new(directory: watch::Receiver<Directory>, resolvers: Vec<SocketAddr>) -> Self {
-        Self(Arc::new(Inner {
-            directory,
-            resolvers,
-            forwarded: Semaphore::new(MOST_FORWARDED),
-            of_one: Mutex::default(),
-        }))
+        Self(Arc::new(Inner { directory, resolvers, forwarded: Places::new(FORWARDED) }))
     }
 
     /// The answer; none where silence is right.
     pub async fn answer(&self, packet: &[u8], source: IpAddr, is_tcp: bool) -> Option<Vec<u8>> {
-        let (account, end) = match self.at_once(packet, source, is_tcp) {
-            AtOnce::Silence => return None,
-            AtOnce::Reply(reply) => return Some(reply),
-            AtOnce::Forward { account, question_end } => (account, question_end),
-        };
-        let failed = || Message::parse(packet).map(|message| reply(&message, rcode::SERVFAIL, false)).ok();
-        let (Ok(_place), Some(_of_one)) = (self.0.forwarded.try_acquire(), Place::take(self, account)) else {
-            return failed();
-        };
-        forward::forward(packet, end, is_tcp, &self.0.resolvers).await.or_else(failed)
+        match self.at_once(packet, source, is_tcp) {
+            AtOnce::Silence => None,
+            AtOnce::Reply(reply) => Some(reply),
+            AtOnce::Forward(question) => self.forward(packet, question, is_tcp).await,
+        }
+    }
+
+    /// What another says.
+    async fn forward(&self, packet: &[u8], question: Forwarded, is_tcp: bool) -> Option<Vec<u8>> {
+        let said = forward::forward(packet, question.end, is_tcp, &self.0.resolvers).await;
+        said.or_else(|| Message::parse(packet).ok().map(|message| failed(&message)))
+    }
+
+    /// Whose machine that is.
+    fn asker(&self, source: IpAddr) -> Option<AccountId> {
+        self.0.directory.borrow().asker(source).cloned()
     }
 
     fn at_once(&self, packet: &[u8], source: IpAddr, is_tcp: bool) -> AtOnce {
@@ -106,7 +96,10 @@ impl Resolver {
         };
         let said = directory.say(account, &name, question.kind);
         if said == Said::NotOurs {
-            return AtOnce::Forward { account: account.clone(), question_end: message.questions_end };
+            return match self.0.forwarded.take(account.clone(), source) {
+                Some(place) => AtOnce::Forward(Forwarded { end: message.questions_end, _place: place }),
+                None => AtOnce::Reply(failed(&message)),
+            };
         }
         AtOnce::Reply(told(&message, question.kind, &said, is_tcp))
     }
@@ -115,7 +108,49 @@ impl Resolver {
 enum AtOnce {
     Silence,
     Reply(Vec<u8>),
-    Forward { account: AccountId, question_end: usize },
+    Forward(Forwarded),
+}
+
+/// A question for another, with its place among those that are forwarded at once.
+struct Forwarded {
+    /// Where the question ends in its packet.
+    end: usize,
+    _place: Place,
+}
+
+/// How many there may be at once.
+#[derive(Clone, Copy)]
+struct Most {
+    in_all: usize,
+    of_account: usize,
+    /// A machine has two, so that one of them never takes more than half of its account's.
+    of_address: usize,
+}
+
+/// Places that machines share.
+struct Places {
+    by_account: Shares<AccountId>,
+    by_address: Shares<IpAddr>,
+}
+
+/// One of them; given back when dropped.
+type Place = (Share<AccountId>, Share<IpAddr>);
+
+impl Places {
+    fn new(most: Most) -> Self {
+        Self {
+            by_account: Shares::new(most.in_all, most.of_account),
+            by_address: Shares::new(most.in_all, most.of_address),
+        }
+    }
+
+    fn take(&self, account: AccountId, source: IpAddr) -> Option<Place> {
+        self.by_account.take(account).zip(self.by_address.take(source.to_canonical()))
+    }
+}
+
+fn failed(message: &Message<'_>) -> Vec<u8> {
+    reply(message, rcode::SERVFAIL, false)
 }
 
 /// A response of a resolver: recursion is available.
@@ -173,114 +208,4 @@ fn soa() -> Vec<u8> {
         data.extend(number.to_be_bytes());
     }
     data
-}
-
-/// An account's place among the questions that are forwarded; given back when dropped.
-struct Place {
-    resolver: Resolver,
-    account: AccountId,
-}
-
-impl Place {
-    fn take(resolver: &Resolver, account: AccountId) -> Option<Self> {
-        let mut all = resolver.0.of_one.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = all.entry(account.clone()).or_default();
-        if *count >= MOST_OF_ONE {
-            return None;
-        }
-        *count += 1;
-        drop(all);
-        Some(Self { resolver: resolver.clone(), account })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut all = self.resolver.0.of_one.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = all.get_mut(&self.account) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                all.remove(&self.account);
-            }
-        }
-    }
-}
-
-/// Answers on `socket` until it fails. Nobody waits for what is forwarded for another.
-pub async fn serve_udp(socket: UdpSocket, resolver: Resolver) -> io::Result<()> {
-    let socket = Arc::new(socket);
-    let mut buffer = vec![0; LONGEST_QUESTION];
-    loop {
-        let (length, peer) = match socket.recv_from(&mut buffer).await {
-            Ok(received) => received,
-            // An ICMP error for an earlier answer is reported here. It says nothing about the socket.
-            Err(error) => {
-                debug!(%error, "receiving a machine's question");
-                continue;
-            }
-        };
-        let packet = buffer.get(..length).unwrap_or_default();
-        if packet.len() < HEADER {
-            continue;
-        }
-        match resolver.at_once(packet, peer.ip(), false) {
-            AtOnce::Silence => {}
-            AtOnce::Reply(reply) => {
-                let _ = socket.try_send_to(&reply, peer);
-            }
-            AtOnce::Forward { .. } => {
-                let (socket, resolver, packet) = (Arc::clone(&socket), resolver.clone(), packet.to_vec());
-                if resolver.0.forwarded.available_permits() == 0 {
-                    continue;
-                }
-                tokio::spawn(async move {
-                    if let Some(reply) = resolver.answer(&packet, peer.ip(), false).await {
-                        let _ = socket.send_to(&reply, peer).await;
-                    }
-                });
-            }
-        }
-    }
-}
-
-/// Accepts on `listener` for ever.
-pub async fn serve_tcp(listener: TcpListener, resolver: Resolver) -> io::Result<()> {
-    let connections = Arc::new(Semaphore::new(MOST_CONNECTIONS));
-    loop {
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                warn!(%error, "accepting a machine's connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        // Strangers are not even read.
-        let known = resolver.0.directory.borrow().asker(peer.ip()).is_some();
-        let Ok(place) = Arc::clone(&connections).try_acquire_owned() else { continue };
-        if !known {
-            continue;
-        }
-        let resolver = resolver.clone();
-        tokio::spawn(async move {
-            if let Err(error) = converse(stream, peer, &resolver).await {
-                debug!(%error, %peer, "a machine's connection");
-            }
-            drop(place);
-        });
-    }
-}
-
-async fn converse(mut stream: TcpStream, peer: SocketAddr, resolver: &Resolver) -> io::Result<()> {
-    loop {
-        let packet = timeout(IDLE, async {
-            let length = stream.read_u16().await?;
-            let mut packet = vec![0; usize::from(length)];
-            stream.read_exact(&mut packet).await.map(|_| packet)
-        });
-        let Ok(Ok(packet)) = packet.await else { return Ok(()) };
-        let Some(reply) = resolver.answer(&packet, peer.ip(), true).await else { return Ok(()) };
-        let length = u16::try_from(reply.len()).map_err(io::Error::other)?;
-        timeout(IDLE, stream.write_all(&[&length.to_be_bytes(), reply.as_slice()].concat())).await??;
-    }
 }

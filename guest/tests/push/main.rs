@@ -256,9 +256,10 @@ fn whoever_is_killed_blocks_nobody() {
             let has = |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(&base);
             has(&environment) || has(&cmdline) || String::from_utf8_lossy(&cmdline).contains(&number)
         };
-        let victims: Vec<_> = processes_with(victim).into_iter().filter(mine).collect();
-        assert!(!victims.is_empty(), "{victim}");
-        victims.into_iter().for_each(kill_hard);
+        let victims = || processes_with(victim).into_iter().filter(mine).collect::<Vec<_>>();
+        // The word may be that of the line which tells what is about to run.
+        machine.until(victim, || !victims().is_empty());
+        victims().into_iter().for_each(kill_hard);
         push.end().rejected();
         machine.until("the build is gone", || processes_with(&format!("sleep {number}")).is_empty());
     }

@@ -1,5 +1,6 @@
 //! Routes of netd's two tables: a machine here is `ADDRESS dev TAP`, one elsewhere is
-//! `ADDRESS encap ip6 id VNI dst HOST dev OVERLAY` (a lightweight tunnel: `lwtunnel` in the kernel's documentation).
+//! `ADDRESS encap ip6 id VNI dst HOST dev OVERLAY` (a lightweight tunnel: `lwtunnel` in the kernel's documentation), and what this host
+//! answers itself is `local ADDRESS dev lo`.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,6 +23,9 @@ use crate::plan::{RouteKey, Table, Target};
 /// Marks netd's routes for people who look at the table: `proto 109`.
 pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(109);
 
+/// The interface of what this host itself takes.
+const LOOPBACK: &str = "lo";
+
 /// The hop limit of the outer header: hosts may be several routers apart.
 const OUTER_HOPS: u8 = 64;
 
@@ -42,6 +46,7 @@ impl Kernel {
             Target::Tap(tap) => Some(tap.as_str()),
             Target::Host { .. } => Some(overlay),
             Target::Unreachable => None,
+            Target::Here => Some(LOOPBACK),
         };
         let index = device.map(|device| {
             if_nametoindex(device).map_err(|errno| Error::Kernel {
@@ -109,6 +114,10 @@ fn put_message(key: &RouteKey, target: &Target, index: Option<u32>) -> RouteMess
     match target {
         Target::Tap(_) => {}
         Target::Unreachable => message.header.kind = RouteType::Unreachable,
+        Target::Here => {
+            message.header.kind = RouteType::Local;
+            message.header.scope = RouteScope::Host;
+        }
         Target::Host { from, via, vni } => {
             let (kind, encap) = encapsulation(*from, *via, *vni);
             message.attributes.push(RouteAttribute::EncapType(kind));
@@ -174,6 +183,7 @@ fn read(route: &RouteMessage, overlay: &str) -> Option<(RouteKey, Option<Target>
     let prefix = IpNetwork::new(destination.unwrap_or(any), length).ok()?;
     let target = match (route.header.kind, device, tunnel) {
         (RouteType::Unreachable, ..) => Some(Target::Unreachable),
+        (RouteType::Local, Some(device), None) if device == LOOPBACK => Some(Target::Here),
         (RouteType::Unicast, Some(device), Some(host)) if device == overlay => Some(host),
         (RouteType::Unicast, Some(device), None) if device.starts_with(TAP_PREFIX) => {
             Some(Target::Tap(device))

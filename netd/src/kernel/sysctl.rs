@@ -28,6 +28,21 @@ pub fn forward() -> Result<(), Error> {
     set("ipv4/ip_forward", "1")
 }
 
+/// Packets that wait for a CPU between two devices without hardware: taps, bridges. What is more is dropped, and the usual 1,000 are a few
+/// milliseconds of a machine that moves.
+const BACKLOG: u64 = 16_384;
+
+/// Room for packets that wait for a CPU; what an operator set higher stays. In a network namespace of its own there is no such switch: it is the
+/// box's.
+pub fn backlog() -> Result<(), Error> {
+    let name = "core/netdev_max_backlog";
+    let now = fs::read_to_string(PathBuf::from("/proc/sys/net").join(name));
+    match now.ok().and_then(|now| now.trim().parse::<u64>().ok()) {
+        Some(now) if now < BACKLOG => set(name, &BACKLOG.to_string()),
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// Prepares a device of ours before it comes up: no address but those it is given, no router advertisements, no check of IPv4
 /// sources against routes (the filters check them exactly).
 pub fn quiet(device: &str) -> Result<(), Error> {

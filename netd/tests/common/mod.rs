@@ -30,6 +30,7 @@ use netd::view::{HostPeer, MachineRoute, NetView};
 pub const MACHINE: &str = "01JD0000000000000000000001";
 pub const GUEST_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 pub const GUEST: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
+pub const RESOLVER: Ipv6Addr = Ipv6Addr::new(0xfdaa, 0, 0, 0, 0, 0, 0, 3);
 pub const CLIENT: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, 2);
 const WAIT: Duration = Duration::from_secs(15);
 
@@ -58,7 +59,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    fn new(name: String) -> Self {
+    pub fn new(name: String) -> Self {
         sh(&format!("ip netns add {name} && ip -n {name} link set lo up"));
         Self { name }
     }
@@ -331,6 +332,7 @@ fn node(
         region_prefixes: vec!["2001:db8:1::/48".parse().unwrap()],
         ingress: ingress.clone(),
         web_ports: vec![80, 443],
+        resolver: (role == Role::Host).then_some(RESOLVER),
     };
     Node { ns, config, view: dir.join("view.json"), process: None }
 }
@@ -409,9 +411,14 @@ pub fn probe(frame: &[u8]) -> Option<u64> {
 
 /// A UDP frame from the guest to the gateway's Ethernet address.
 pub fn udp_frame(mac: Mac, from: Ipv6Addr, to: Ipv6Addr, payload: &[u8]) -> Vec<u8> {
+    udp_frame_to_port(mac, from, to, 4000, payload)
+}
+
+/// The same, to another port than the usual one.
+pub fn udp_frame_to_port(mac: Mac, from: Ipv6Addr, to: Ipv6Addr, port: u16, payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(8 + payload.len()).unwrap();
     let mut udp = Vec::new();
-    for word in [4000_u16, 4000, length, 0] {
+    for word in [4000, port, length, 0] {
         udp.extend(word.to_be_bytes());
     }
     udp.extend(payload);

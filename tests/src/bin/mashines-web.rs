@@ -1,5 +1,5 @@
 //! What a machine serves while it is fetched through the fleet's web door: pages, a long download, a WebSocket, server-sent events
-//! and a gRPC stream, over HTTP/1.1 and HTTP/2 without TLS.
+//! and a gRPC stream, over HTTP/1.1 and HTTP/2 without TLS; and a page for browsers whose script opens all that browsers can.
 //!
 //! `mashines-web PORT`
 
@@ -12,7 +12,7 @@ use axum::body::Body;
 use axum::extract::Path;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::response::sse::{Event, Sse};
-use axum::response::{IntoResponse, Response};
+use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{any, get, post};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
@@ -23,7 +23,7 @@ use http_body_util::StreamBody;
 /// Between two ticks of a stream, and two pieces of a download.
 const TICK: Duration = Duration::from_millis(100);
 
-/// The bytes of one piece of a download.
+/// The bytes of one piece of a download, unless the visitor wants less.
 const PIECE: usize = 64 << 10;
 
 #[tokio::main(flavor = "current_thread")]
@@ -31,7 +31,9 @@ async fn main() -> Result<()> {
     let port = std::env::args().nth(1).context("usage: mashines-web PORT")?.parse::<u16>()?;
     let app = Router::new()
         .route("/", get(page))
-        .route("/bytes/{pieces}", get(bytes))
+        .route("/browser", get(|| async { Html(include_str!("../../clients/browser.html")) }))
+        .route("/bytes/{pieces}", get(|Path(pieces)| async move { bytes(pieces, PIECE) }))
+        .route("/bytes/{pieces}/{size}", get(|Path((pieces, size))| async move { bytes(pieces, size) }))
         .route("/events", get(events))
         .route("/socket", any(|upgrade: WebSocketUpgrade| async { upgrade.on_upgrade(echo) }))
         .route("/echo.Echo/Count", post(count));
@@ -48,8 +50,8 @@ async fn page(version: Version, headers: HeaderMap) -> String {
 }
 
 /// Pieces of known bytes, one a tick.
-async fn bytes(Path(pieces): Path<usize>) -> Response {
-    let piece: Bytes = (0..PIECE).map(|n| u8::try_from(n % 251).unwrap_or_default()).collect();
+fn bytes(pieces: usize, size: usize) -> Response {
+    let piece: Bytes = (0..size.min(PIECE)).map(|n| u8::try_from(n % 251).unwrap_or_default()).collect();
     Body::from_stream(ticks().take(pieces).map(move |_| Ok::<_, Infallible>(piece.clone()))).into_response()
 }
 
