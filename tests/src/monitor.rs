@@ -39,18 +39,31 @@ impl Monitor {
         Ok(Self { pid, spec: serde_json::from_slice(&spec)?, socket })
     }
 
-    /// Asks its control socket.
+    /// Asks its control socket for its status.
     pub fn status(&self) -> Result<Status> {
+        match self.ask(&Request::Status)? {
+            Reply::Status(status) => Ok(*status),
+            other => bail!("the monitor answered {other:?} to status"),
+        }
+    }
+
+    /// Stops its vCPUs for a while.
+    pub fn pause_for(&self, pause: Duration) -> Result<()> {
+        self.ask(&Request::Pause)?;
+        std::thread::sleep(pause);
+        self.ask(&Request::Resume).map(drop)
+    }
+
+    fn ask(&self, request: &Request) -> Result<Reply> {
         let stream = UnixStream::connect(&self.socket)?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         let mut reader = BufReader::new(stream);
-        let request = serde_json::to_string(&Request::Status)?;
-        writeln!(reader.get_mut(), "{request}")?;
+        writeln!(reader.get_mut(), "{}", serde_json::to_string(request)?)?;
         let mut line = String::new();
         reader.read_line(&mut line)?;
         match serde_json::from_str(&line)? {
-            Reply::Status(status) => Ok(*status),
-            other => bail!("the monitor answered {other:?} to status"),
+            Reply::Error { error, .. } => bail!("the monitor refused {request:?}: {error}"),
+            reply => Ok(reply),
         }
     }
 

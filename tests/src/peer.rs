@@ -120,6 +120,13 @@ impl Qemu {
         self.place
     }
 
+    /// Stops its vCPUs for a while.
+    pub fn pause_for(&mut self, pause: Duration) -> Result<()> {
+        self.qmp.ask("stop", json!({}))?;
+        std::thread::sleep(pause);
+        self.qmp.ask("cont", json!({})).map(drop)
+    }
+
     /// Moves the guest to a destination that waits, and returns what QEMU says it took.
     pub fn migrate(&mut self, to: &mut Qemu, port: u16, timeout: Duration) -> Result<QemuFigures> {
         let begun = Instant::now();

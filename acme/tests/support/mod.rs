@@ -4,7 +4,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod doors;
-#[path = "../../../control/tests/support/mod.rs"]
+#[path = "../../../control/tests/it/support/mod.rs"]
 pub mod fleet;
 pub mod issuer;
 pub mod pebble;
