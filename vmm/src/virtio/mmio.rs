@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tracing::{debug, warn};
@@ -35,6 +35,9 @@ pub const QUEUE_NOTIFY: u64 = 0x50;
 pub const INTERRUPT_ACK: u64 = 0x64;
 const INTERRUPT_STATUS: u64 = 0x60;
 
+/// How long a guest that goes on is left to what it came for, before it is told what can wait.
+pub(super) const SETTLE: Duration = Duration::from_millis(250);
+
 /// The registers that the driver writes and a save carries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Registers {
@@ -53,6 +56,8 @@ pub(super) struct Core {
     pub(super) device: Box<dyn VirtioDevice>,
     /// The driver is ready and the device activated.
     pub(super) active: bool,
+    /// When the guest has settled since it went on.
+    pub(super) settles: Option<Instant>,
 }
 
 /// One device behind one window.
@@ -89,7 +94,7 @@ impl MmioTransport {
         let eventfd = || EventFd::new(EFD_NONBLOCK).with_context(|| format!("make an eventfd for {name}"));
         let kicks = queues.iter().map(|_| eventfd()).collect::<Result<_>>()?;
         let wake = eventfd()?;
-        let core = Core { registers: Registers::default(), queues, device, active: false };
+        let core = Core { registers: Registers::default(), queues, device, active: false, settles: None };
         Ok(Self {
             name,
             core: Mutex::new(core),
@@ -153,7 +158,9 @@ impl MmioTransport {
     /// Stops the device: when this returns no I/O is in flight and none begins.
     pub fn quiesce(&self) {
         self.gate.close();
-        drop(self.core());
+        if self.core().device.owes_interrupt() {
+            self.interrupt.raise(USED_BUFFER);
+        }
     }
 
     /// Lets the device go on. [`MmioTransport::catch_up`] follows.
@@ -161,10 +168,16 @@ impl MmioTransport {
         self.gate.open();
     }
 
-    /// Makes up for buffers that came and interrupts that were lost while the gate was closed.
+    /// Makes up for buffers that came and interrupts that were lost while the gate was closed. What the guest need not hear of at once
+    /// waits for [`SETTLE`]: each interrupt now is one before that of the first frame.
     pub fn catch_up(&self) {
-        if self.core().active {
-            self.interrupt.raise(USED_BUFFER);
+        {
+            let mut core = self.core();
+            core.settles = core.active.then(|| Instant::now() + SETTLE);
+            let owed = self.interrupt.status();
+            if core.active && owed != 0 {
+                self.interrupt.raise(owed);
+            }
         }
         self.wake();
     }
@@ -176,14 +189,22 @@ impl MmioTransport {
         if self.gate.is_closed() || !core.active {
             return None;
         }
-        let Core { queues, device, .. } = &mut *core;
+        let now = Instant::now();
+        let settled = core.settles.take_if(|settles| *settles <= now).is_some();
+        let Core { queues, device, settles, .. } = &mut *core;
+        let rest = settles.map(|settles| settles - now);
         let mut rings = Rings::new(queues, &self.memory, &self.interrupt, &self.gate);
+        if settled {
+            device.settle();
+            // One too many does no harm.
+            self.interrupt.raise(USED_BUFFER);
+        }
         device.wake(wake, &mut rings);
         if device.config_changed() {
             core.registers.config_generation = core.registers.config_generation.wrapping_add(1);
             self.interrupt.raise(CONFIG_CHANGE);
         }
-        core.device.later()
+        [core.device.later(), rest].into_iter().flatten().min()
     }
 
     /// A vCPU reads its window.

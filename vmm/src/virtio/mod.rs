@@ -19,6 +19,8 @@ pub mod net;
 mod persist;
 mod rings;
 pub mod rng;
+#[cfg(test)]
+mod settling;
 pub mod vsock;
 mod worker;
 
@@ -99,6 +101,14 @@ pub trait VirtioDevice: Send {
     /// The guest goes on elsewhere than it stopped: what the driver must be told (an announcement, a reset of transport
     /// connections). Called once after a load, before the first [`Wake::All`].
     fn moved(&mut self) {}
+
+    /// The guest has run for a while since it went on: now it may hear of what could wait.
+    fn settle(&mut self) {}
+
+    /// Whether buffers were returned that the driver was to hear of later.
+    fn owes_interrupt(&self) -> bool {
+        false
+    }
 
     /// Whether the configuration changed since the last call, so that the driver must be interrupted.
     fn config_changed(&mut self) -> bool {

@@ -73,5 +73,6 @@ fn wake_for(token: u64) -> Wake {
 }
 
 fn millis(duration: Duration) -> i32 {
-    i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)
+    // Not too early: it would wait again, for nothing.
+    i32::try_from(duration.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
 }

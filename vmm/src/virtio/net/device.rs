@@ -324,7 +324,15 @@ impl VirtioDevice for Net {
 
     fn moved(&mut self) {
         self.announce = true;
-        self.changed = true;
+    }
+
+    /// Frames reach the guest before it has announced itself: netd did that.
+    fn settle(&mut self) {
+        self.changed = self.announce;
+    }
+
+    fn owes_interrupt(&self) -> bool {
+        self.untold.0 > 0
     }
 
     fn config_changed(&mut self) -> bool {

@@ -35,6 +35,8 @@ pub struct Vsock {
     mux: Mux,
     /// The guest must be told that all streams are gone.
     reset_due: bool,
+    /// It may be told without anybody's asking.
+    settled: bool,
     buffer: Vec<u8>,
 }
 
@@ -51,7 +53,7 @@ impl Vsock {
             u32::MAX
         );
         let mux = Mux::new(spec.cid, spec.socket.clone())?;
-        Ok(Self { cid: spec.cid, mux, reset_due: false, buffer: vec![0; LARGEST] })
+        Ok(Self { cid: spec.cid, mux, reset_due: false, settled: true, buffer: vec![0; LARGEST] })
     }
 
     /// The guest's packets.
@@ -172,16 +174,16 @@ impl VirtioDevice for Vsock {
     }
 
     fn wake(&mut self, wake: Wake, rings: &mut Rings<'_>) {
-        // Streams of the guest's former life come to an end before new ones begin.
-        self.tell_reset(rings);
         match wake {
             Wake::Source(token) => self.mux.ready(token),
-            Wake::All => {
-                self.transmit(rings);
-                self.mux.look_at_all();
-            }
-            Wake::Queue(_) | Wake::Late => self.transmit(rings),
+            Wake::All => self.mux.look_at_all(),
+            Wake::Queue(_) | Wake::Late => {}
         }
+        // Streams of the guest's former life come to an end before new ones begin; while nobody begins one, that can wait.
+        if self.settled || self.mux.has_next() || rings.has_buffer(TRANSMIT) {
+            self.tell_reset(rings);
+        }
+        self.transmit(rings);
         self.receive(rings);
     }
 
@@ -204,6 +206,11 @@ impl VirtioDevice for Vsock {
     fn moved(&mut self) {
         self.mux.reset();
         self.reset_due = true;
+        self.settled = false;
+    }
+
+    fn settle(&mut self) {
+        self.settled = true;
     }
 }
 
