@@ -176,8 +176,20 @@ pub fn daemon<T>(work: impl Future<Output = T>) -> T {
     done
 }
 
-/// kill -9.
+/// kill -9, and it is dead: the signal alone may take a while on a busy machine.
 pub fn kill(pid: i32) {
     let killed = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
     assert!(killed.success());
+    // A zombie is dead when its last thread is. (The state stands behind the name, which ends with the last parenthesis.)
+    let lives = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+        state.is_some_and(|state| !"ZX".contains(state)) || threads > 1
+    };
+    let begun = Instant::now();
+    while lives() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{pid} outlives kill -9");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
