@@ -146,7 +146,8 @@ fn the_clients_agent_is_reached_from_inside() {
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    while !std::fs::exists(&socket).unwrap() {
+    // The file is there before anybody listens at it.
+    while std::os::unix::net::UnixStream::connect(&socket).is_err() {
         std::thread::sleep(Duration::from_millis(20));
     }
     let mut add = std::process::Command::new("ssh-add");
@@ -159,8 +160,11 @@ fn the_clients_agent_is_reached_from_inside() {
     let key = public.split(' ').nth(1).unwrap();
     assert!(text.contains(key), "{text}");
     let left = text.lines().last().unwrap().to_owned();
-    std::thread::sleep(Duration::from_secs(1));
-    assert!(!std::fs::exists(left).unwrap());
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while std::fs::exists(&left).unwrap() {
+        assert!(Instant::now() < deadline, "{left} stays");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     agent.kill().unwrap();
     agent.wait().unwrap();
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::time::{Duration, Instant};
 
 use common::{Stage, ends, finish, memory_kib, noise};
@@ -73,10 +73,13 @@ fn interrupt_at_a_terminal_reaches_the_program_alone() {
     ]);
     command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
     let mut child = command.spawn().unwrap();
-    std::thread::sleep(Duration::from_secs(2));
-    child.stdin.as_mut().unwrap().write_all(b"\x03").unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
     let mut text = String::new();
-    child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    while !text.contains("begun") {
+        assert_ne!(output.read_line(&mut text).unwrap(), 0, "{text}");
+    }
+    child.stdin.as_mut().unwrap().write_all(b"\x03").unwrap();
+    output.read_to_string(&mut text).unwrap();
     assert!(text.contains("caught"), "{text}");
     assert_eq!(child.wait().unwrap().code(), Some(9));
 }

@@ -143,9 +143,13 @@ async fn a_service_that_fails_its_check_is_not_asked_until_it_passes_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edge_that_ends_lets_requests_end_and_takes_no_new_ones() {
-    let slow = || async {
-        tokio::time::sleep(Duration::from_millis(1500)).await;
-        "slow"
+    let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+    let slow = move || {
+        begun.send(()).unwrap();
+        async {
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            "slow"
+        }
     };
     let stage = EdgeStage::with(|config| config.drain_s = 10).await;
     stage.machine("web", serve(app().route("/slow", get(slow))).await).await;
@@ -156,7 +160,9 @@ async fn an_edge_that_ends_lets_requests_end_and_takes_no_new_ones() {
     let under_way: Vec<_> = ["--http1.1", "--http2"]
         .map(|option| tokio::spawn(succeed(stage.curl(&[option, "https://web.mashine.dev/slow"]), b"")))
         .into();
-    tokio::time::sleep(Duration::from_millis(700)).await;
+    for _ in &under_way {
+        begins.recv().await.unwrap();
+    }
     stage.stop();
     let mut rest = Vec::new();
     let ended = tokio::time::timeout(Duration::from_secs(5), idle.read_to_end(&mut rest)).await;

@@ -48,9 +48,12 @@ async fn a_connection_outlives_its_ports_record() {
     let port = crate::common::free_port();
     stage.publish(Some(port));
     assert!(connect(port).await.is_some());
-    let command = spliced(&stage, port, "sleep 2; echo still here");
+    let begun = stage.path("begun");
+    let command = spliced(&stage, port, &format!("touch {}; sleep 2; echo still here", begun.display()));
     let running = tokio::spawn(finish(command, b""));
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    while !begun.exists() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     stage.publish(None);
     let output = running.await.unwrap();
     assert_eq!(output.text(), "still here\n", "{output:?}");
