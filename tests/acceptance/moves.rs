@@ -25,6 +25,7 @@ fn a_machine_lives_on_through_twenty_moves() -> Result<()> {
     let fleet = Fleet::up("moves", &mut |step| eprintln!("{step}"))?;
     let machine = launch(&fleet)?;
     fleet.serve_echo_in(SLUG)?;
+    Drops::count_port(&fleet.topology, ECHO)?;
     let mut load = Load::start(&fleet, &machine)?;
     let first = load.facts(&fleet)?;
     let mut before = first.clone();
@@ -125,7 +126,9 @@ impl Load {
         ensure!(after.clock_off_ms.abs() <= 50, "the guest's clock is {} ms off", after.clock_off_ms);
         if probe.lost() > 0 {
             let drops = Drops::look(&fleet.topology)?.since(&counted);
-            bail!("lost packets {:?}; where packets ended meanwhile:\n{drops}", probe.missing);
+            let inside = "grep Udp6 /proc/net/snmp6; tc -s qdisc show dev eth0; ip -s -6 neigh; cat /proc/net/stat/ndisc_cache";
+            eprintln!("the machine says:\n{}", fleet.person.sh(SLUG, Door::Ipv6, inside)?);
+            bail!("lost packets {:?}; what passed and what was dropped meanwhile:\n{drops}", probe.missing);
         }
         let (allowed, _) = lab::allowed_stall(blackout);
         ensure!(stream.largest_gap <= allowed, "a stream stood still for {:?}", stream.largest_gap);

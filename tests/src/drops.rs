@@ -26,11 +26,38 @@ const COUNTERS: [&str; 12] = [
 /// Every place that a packet between the client and a machine may pass.
 const PLACES: [Place; 4] = [Place::Client, Place::Entry, Place::A, Place::B];
 
+/// A table that counts what a machine gets at a UDP port and what it sends from there: at its tap alone, since each rule costs each packet.
+const PASSED: &str = r#"add table inet passed
+delete table inet passed
+table inet passed {
+    chain from_machines {
+        type filter hook prerouting priority -500
+        iifname "mt*" udp sport PORT counter
+    }
+    chain to_machines {
+        type filter hook postrouting priority 500
+        oifname "mt*" udp dport PORT counter
+    }
+}
+"#;
+
 /// All counters at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Drops(BTreeMap<String, u64>);
 
 impl Drops {
+    /// Has the hosts count, from now on, what passes to a UDP port of machines and back.
+    ///
+    /// # Errors
+    /// When nft refuses.
+    pub fn count_port(topology: &Topology, port: u16) -> Result<()> {
+        let table = PASSED.replace("PORT", &port.to_string());
+        for place in [Place::A, Place::B] {
+            run(topology.command(place, "sh").args(["-c", "printf %s \"$0\" | nft -f -", &table]))?;
+        }
+        Ok(())
+    }
+
     /// Reads them.
     ///
     /// # Errors
@@ -38,13 +65,20 @@ impl Drops {
     pub fn look(topology: &Topology) -> Result<Self> {
         let mut all = BTreeMap::new();
         for place in PLACES {
-            let script =
-                "cat /proc/net/snmp6; ip -o -s link show; nft list table inet mashines 2>/dev/null || true";
+            let script = "cat /proc/net/snmp6; ip -o -s link show; nft list ruleset inet 2>/dev/null || true";
             let said = run(topology.command(place, "sh").args(["-c", script]))?;
             for (what, count) in said.lines().filter_map(counter) {
                 // Two rules may read the same.
                 *all.entry(format!("{}: {what}", place.name())).or_default() += count;
             }
+        }
+        // The kernel counts these for all namespaces together.
+        for (what, file, column) in [
+            ("backlog of a CPU", "/proc/net/softnet_stat", 1),
+            ("neighbours that did not answer", "/proc/net/stat/ndisc_cache", 6),
+            ("waiting for a neighbour", "/proc/net/stat/ndisc_cache", 11),
+        ] {
+            all.insert(format!("everywhere: {what}"), column_sum(&std::fs::read_to_string(file)?, column));
         }
         Ok(Self(all))
     }
@@ -57,6 +91,12 @@ impl Drops {
         });
         more.collect()
     }
+}
+
+/// The sum of one of the columns of hexadecimal numbers that the kernel prints, a line for each CPU. A heading is no number.
+fn column_sum(text: &str, column: usize) -> u64 {
+    let numbers = text.lines().filter_map(|line| line.split_whitespace().nth(column));
+    numbers.filter_map(|number| u64::from_str_radix(number, 16).ok()).sum()
 }
 
 /// A line that counts drops, with its count.
@@ -84,6 +124,11 @@ fn counter(line: &str) -> Option<(String, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn columns_are_summed_without_their_heading() {
+        assert_eq!(column_sum("entries allocs\n00000005 00000010\n00000005 00000001\n", 1), 0x11);
+    }
 
     #[test]
     fn what_kernel_and_filter_print_is_read() {
