@@ -57,10 +57,12 @@ fn main() {
         }
     });
     loop {
-        if let Ok(code) = std::fs::read_to_string(monitor.dir.join("die")) {
+        // The file is there before the number is in it.
+        let told = std::fs::read_to_string(monitor.dir.join("die")).ok();
+        if let Some(code) = told.and_then(|code| code.trim().parse().ok()) {
             std::fs::remove_file(monitor.dir.join("die")).unwrap();
             eprintln!("told to die");
-            std::process::exit(code.trim().parse().unwrap());
+            std::process::exit(code);
         }
         std::thread::sleep(Duration::from_millis(5));
     }
