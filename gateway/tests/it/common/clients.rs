@@ -159,6 +159,25 @@ pub fn stay(mut command: Command) -> Child {
     command.spawn().unwrap()
 }
 
+/// A connection of ssh that several clients share, by its option.
+pub struct Master {
+    pub option: String,
+    _process: Child,
+}
+
+impl Master {
+    pub async fn open(stage: &Stage, more: &[&str]) -> Self {
+        let socket = stage.path("control");
+        let option = format!("ControlPath={}", socket.display());
+        let options = [&["-M", "-N", "-o", &option], more].concat();
+        let process = stay(stage.ssh_with("ann", "web", &options, &[]));
+        while !socket.exists() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Self { option, _process: process }
+    }
+}
+
 /// An ssh-agent with a key of the stage's in it; ends when it is dropped.
 pub struct Agent {
     pub socket: PathBuf,

@@ -1,8 +1,6 @@
 //! What VS Code Remote and JetBrains Gateway do with a connection, and the rest of what `ssh` can ask for.
 
-use std::time::Duration;
-
-use crate::common::clients::{hearer, hearer_at, hurried, reach, say, stay, succeed};
+use crate::common::clients::{Master, hearer, hearer_at, hurried, reach, say, stay, succeed};
 use crate::common::{Stage, free_port};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpStream, UnixStream};
@@ -52,20 +50,15 @@ async fn vs_code_starts_its_server_by_a_script_and_reaches_it_by_socks() {
 #[tokio::test(flavor = "multi_thread")]
 async fn jetbrains_runs_many_channels_of_all_kinds_over_one_connection() {
     let stage = Stage::with(hurried).await;
-    let (there, here, control) = (stage.path("there"), stage.path("here"), stage.path("control"));
+    let (there, here) = (stage.path("there"), stage.path("here"));
     hearer_at(&there);
     let (heard, local) = (hearer().await, free_port());
     let (sockets, ports) =
         (format!("{}:{}", here.display(), there.display()), format!("{local}:localhost:{heard}"));
-    let path = format!("ControlPath={}", control.display());
-    let options = ["-M", "-N", "-o", &path, "-L", &sockets, "-L", &ports];
-    let _master = stay(stage.ssh_with("ann", "web", &options, &[]));
-    while !control.exists() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let master = Master::open(&stage, &["-L", &sockets, "-L", &ports]).await;
     let commands = (0..12).map(|n| {
         let line = format!("cat; exit {n}");
-        let command = stage.ssh_with("ann", "web", &["-o", &path], &[&line]);
+        let command = stage.ssh_with("ann", "web", &["-o", &master.option], &[&line]);
         async move {
             let output = crate::common::finish(command, &vec![b'x'; 200_000]).await;
             assert_eq!((output.code, output.out.len()), (Some(n), 200_000), "{}", output.err);
@@ -82,7 +75,15 @@ async fn jetbrains_runs_many_channels_of_all_kinds_over_one_connection() {
         }
     });
     let mut sftp = crate::common::clients::tool("sftp", "openssh-client");
-    sftp.args(stage.options("ann")).args(["-o", &path, "-P", &stage.port(), "-b", "-", "web@127.0.0.1"]);
+    sftp.args(stage.options("ann")).args([
+        "-o",
+        &master.option,
+        "-P",
+        &stage.port(),
+        "-b",
+        "-",
+        "web@127.0.0.1",
+    ]);
     let script = format!("ls {}\n", stage.directory.path().display());
     let all = futures_util::future::join3(
         futures_util::future::join_all(commands),

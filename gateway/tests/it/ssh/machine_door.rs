@@ -3,6 +3,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use crate::common::clients::{Agent, Master};
 use crate::common::{Stage, finish};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::Command;
@@ -214,18 +215,8 @@ async fn a_port_of_the_machines_choice_is_told_and_one_that_is_taken_is_refused(
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_is_forwarded_into_the_machine_and_its_connection_is_not_shared() {
     let stage = Stage::new().await;
-    let socket = stage.path("agent");
-    let mut agent = Command::new("ssh-agent");
-    let mut agent =
-        agent.args(["-D", "-a"]).arg(&socket).stdout(Stdio::null()).kill_on_drop(true).spawn().unwrap();
-    // The socket is there a moment before anybody listens at it.
-    while tokio::net::UnixStream::connect(&socket).await.is_err() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let mut add = Command::new("ssh-add");
-    add.arg("-q").arg(stage.path("bob")).env("SSH_AUTH_SOCK", &socket);
-    assert_eq!(finish(add, b"").await.code, Some(0));
-    let identity_agent = format!("IdentityAgent={}", socket.display());
+    let agent = Agent::with(&stage, &[stage.path("bob")]).await;
+    let identity_agent = format!("IdentityAgent={}", agent.socket.display());
     let mut options = stage.options("ann");
     options.retain(|o| o != "IdentityAgent=none");
     // The option that is left without its value is given the new one.
@@ -239,28 +230,21 @@ async fn an_agent_is_forwarded_into_the_machine_and_its_connection_is_not_shared
     assert!(output.text().contains(bob.split(' ').nth(1).unwrap()), "{output:?}");
     let after = finish(stage.ssh("ann", "web", "ssh-add -L"), b"").await;
     assert_ne!(after.code, Some(0), "the next session has no agent: {after:?}");
-    agent.kill().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_channels_of_one_connection_work_at_once_and_a_stalled_one_stalls_no_other() {
     let stage = Stage::new().await;
-    let control = stage.path("control");
-    let master = format!("ControlPath={}", control.display());
-    let mut first = stage.ssh_with("ann", "web", &["-M", "-N", "-o", &master], &[]);
-    let _first = first.stdin(Stdio::null()).spawn().unwrap();
-    while !control.exists() {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let master = Master::open(&stage, &[]).await;
     // Nobody reads what this one writes, and the machine never stops writing.
-    let mut stalled = stage.ssh_with("ann", "web", &["-o", &master], &["cat /dev/zero"]);
+    let mut stalled = stage.ssh_with("ann", "web", &["-o", &master.option], &["cat /dev/zero"]);
     let mut stalled = stalled.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let mut some = [0u8; 1];
     stalled.stdout.as_mut().unwrap().read_exact(&mut some).await.unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
     let all = (0..8).map(|n| {
         let line = format!("head -c 2000000 /dev/zero | wc -c; echo {n}");
-        let command = stage.ssh_with("ann", "web", &["-o", &master], &[&line]);
+        let command = stage.ssh_with("ann", "web", &["-o", &master.option], &[&line]);
         async move { (n, finish(command, b"").await) }
     });
     for (n, output) in futures_util::future::join_all(all).await {
@@ -271,14 +255,8 @@ async fn many_channels_of_one_connection_work_at_once_and_a_stalled_one_stalls_n
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_is_taken_out_of_its_account_opens_no_further_door() {
     let stage = Stage::new().await;
-    let control = stage.path("control");
-    let master = format!("ControlPath={}", control.display());
-    let mut first = stage.ssh_with("ann", "web", &["-M", "-N", "-o", &master], &[]);
-    let _first = first.stdin(Stdio::null()).spawn().unwrap();
-    while !control.exists() {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    let again = || stage.ssh_with("ann", "web", &["-o", &master], &["echo in"]);
+    let master = Master::open(&stage, &[]).await;
+    let again = || stage.ssh_with("ann", "web", &["-o", &master.option], &["echo in"]);
     assert_eq!(finish(again(), b"").await.text(), "in\n");
     std::fs::copy(stage.path("stranger.pub"), stage.path("ann.pub")).unwrap();
     stage.publish(None);

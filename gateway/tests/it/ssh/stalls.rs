@@ -4,30 +4,12 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::common::clients::{Agent, ask, hearer, hurried, noise, reach, stay, succeed, tool};
+use crate::common::clients::{Agent, Master, ask, hearer, hurried, noise, reach, stay, succeed, tool};
 use crate::common::{Stage, finish, free_port};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
-use tokio::process::Child;
-
-/// A connection that several clients share; its options.
-struct Master {
-    option: String,
-    _process: Child,
-}
 
 impl Master {
-    async fn open(stage: &Stage, more: &[&str]) -> Self {
-        let socket = stage.path("control");
-        let option = format!("ControlPath={}", socket.display());
-        let options = [&["-M", "-N", "-o", &option], more].concat();
-        let process = stay(stage.ssh_with("ann", "web", &options, &[]));
-        while !socket.exists() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Self { option, _process: process }
-    }
-
     /// Eight commands over it, which all answer.
     async fn is_alive(&self, stage: &Stage) {
         let all = (0..8).map(|n| {
