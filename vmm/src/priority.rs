@@ -40,9 +40,10 @@ impl Background {
         self.set(if self.since.elapsed() > PATIENCE { PUSHING } else { QUIET });
     }
 
-    /// What comes is over soon, and the sooner it is over the less is left to do.
+    /// What comes is over soon, and the sooner it is over the less is left to do: it takes from the guest what the blackout would take, for
+    /// as short a time, and so tells how long that will be.
     pub fn dash(&mut self) {
-        self.set(0);
+        self.set(FAVOURED);
     }
 
     fn set(&mut self, nice: libc::c_int) {
@@ -51,6 +52,11 @@ impl Background {
             renice(0, nice);
         }
     }
+}
+
+/// The current thread does nothing but what a guest waits for, or soon will.
+pub fn favoured() {
+    renice(0, FAVOURED);
 }
 
 /// The current thread is like any other again.

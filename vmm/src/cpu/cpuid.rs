@@ -34,7 +34,7 @@ const ECX: usize = 2;
 const EDX: usize = 3;
 
 /// Bits taken away: `(function, index, register, mask)`.
-const HIDDEN: [(u32, u32, usize, u32); 13] = [
+const HIDDEN: [(u32, u32, usize, u32); 12] = [
     (0x1, 0, ECX, 1 << 3 | 1 << 5 | 1 << 6 | 1 << 15), // MONITOR, VMX, SMX, PDCM
     (0x1, 0, EDX, 1 << 21),                            // DS
     (0x7, 0, EBX, 1 << 2 | 1 << 25),                   // SGX, PT
@@ -45,7 +45,6 @@ const HIDDEN: [(u32, u32, usize, u32); 13] = [
     (0xd, 0, EAX, 1 << 17 | 1 << 18),                  // AMX state components
     (0xd, 1, EAX, 1 << 4),                             // XFD, which only AMX uses
     (0x8000_0001, 0, ECX, 1 << 2 | 1 << 10 | 1 << 23 | 1 << 24 | 1 << 28), // SVM, IBS, counters
-    (0x8000_0001, 0, EDX, 0),
     (0x8000_0022, 0, EAX, u32::MAX), // counters, version 2
     (0xa, 0, EAX, u32::MAX),         // architectural counters
 ];

@@ -333,6 +333,8 @@ impl Destination {
         let Session { control, streams, target, .. } = session;
         let (mut round, mut buffers, mut blocks) = (0, Buffers::default(), false);
         let mut stopped: Option<Stopped> = None;
+        // Small rounds come over this connection, and they tell the source how long the blackout would be.
+        priority::favoured();
         loop {
             let (header, message) = control.expect()?;
             match (message, &mut stopped) {
