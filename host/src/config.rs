@@ -24,6 +24,9 @@ pub struct Config {
     /// What the host offers; what is left out is measured.
     #[serde(default)]
     pub capacity: CapacityConfig,
+    /// What machines' kernels are told besides what their image says, when they boot here: `mitigations=off`, for one.
+    #[serde(default)]
+    pub kernel_arguments: String,
     /// Parallel streams of a move, 1 to 8.
     #[serde(default = "default_streams")]
     pub migration_streams: u8,

@@ -126,7 +126,8 @@ impl Host {
         made: &mut Made,
     ) -> Result<()> {
         let dir = instance.dir(&self.layout);
-        let told = spec::monitor(&instance.spec, instance.epoch, image, &self.layout, hooks);
+        let arguments = &self.config.kernel_arguments;
+        let told = spec::monitor(&instance.spec, instance.epoch, image, arguments, &self.layout, hooks);
         let guest = spec::guest(&instance.spec, image, &self.config.guest_dns);
         let epoch = instance.epoch;
         let write = move || -> (Vec<PathBuf>, Result<()>) {

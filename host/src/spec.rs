@@ -79,6 +79,7 @@ pub fn monitor(
     spec: &MachineSpec,
     epoch: Epoch,
     image: &LocalImage,
+    kernel_arguments: &str,
     layout: &Layout,
     hooks: Hooks,
 ) -> mashines_vmm::api::MachineSpec {
@@ -90,7 +91,7 @@ pub fn monitor(
         memory_mib: spec.config.guest.memory_mb,
         kernel: image.kernel.clone(),
         initrd: initrd(spec, image, dir.config()),
-        cmdline: image.cmdline.clone(),
+        cmdline: format!("{} {kernel_arguments}", image.cmdline).trim_end().to_owned(),
         disks: disks(spec, image, layout),
         nets: vec![NetSpec { tap: tap_name(spec.id.as_str()), mac: spec.net.mac.clone(), mtu: GUEST_MTU }],
         vsock: Some(VsockSpec { cid: GUEST_CID, socket: dir.vsock() }),
@@ -246,7 +247,7 @@ mod tests {
     fn disks_and_the_guests_volumes_stand_in_the_same_order() {
         let dir = tempfile::tempdir().unwrap();
         let (image, spec) = (image(dir.path()), instance().spec);
-        let told = monitor(&spec, Epoch(1), &image, &Layout::new("/s"), Hooks::default());
+        let told = monitor(&spec, Epoch(1), &image, "mitigations=off", &Layout::new("/s"), Hooks::default());
         assert_eq!(told.disks[1].path, Path::new("/s/volumes/vol_0123456789abcd.img"));
         assert_eq!(told.disks[1].size_bytes, 64 << 20);
         let guest = guest(&spec, &image, &[]);
@@ -269,8 +270,8 @@ mod tests {
     fn the_same_spec_on_two_hosts_differs_only_in_paths() {
         let dir = tempfile::tempdir().unwrap();
         let (image, spec) = (image(dir.path()), instance().spec);
-        let a = monitor(&spec, Epoch(1), &image, &Layout::new("/a"), Hooks::default());
-        let b = monitor(&spec, Epoch(2), &image, &Layout::new("/b"), Hooks::default());
+        let a = monitor(&spec, Epoch(1), &image, "", &Layout::new("/a"), Hooks::default());
+        let b = monitor(&spec, Epoch(2), &image, "", &Layout::new("/b"), Hooks::default());
         assert_eq!(a.nets, b.nets);
         let ids = |m: &mashines_vmm::api::MachineSpec| {
             m.disks.iter().map(|d| (d.id.clone(), d.size_bytes)).collect::<Vec<_>>()
@@ -294,7 +295,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (plain, mut spec) = (image(dir.path()), instance().spec);
         let archives = |spec: &MachineSpec, image: &LocalImage| {
-            let told = monitor(spec, Epoch(1), image, &Layout::new("/s"), Hooks::default());
+            let told = monitor(spec, Epoch(1), image, "", &Layout::new("/s"), Hooks::default());
             let has_init = !guest(spec, image, &[]).is_single_process();
             let names = told.initrd.iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_owned());
             (names.collect::<Vec<_>>(), has_init)

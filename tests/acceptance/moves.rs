@@ -10,7 +10,7 @@ use mashines_tests::daemons::{ECHO, Fleet};
 use mashines_tests::drops::Drops;
 use mashines_tests::guest::{Facts, facts};
 use mashines_tests::netns::{Place, Topology};
-use mashines_tests::person::{Door, Session};
+use mashines_tests::person::{COUNTER, Door, Session};
 use mashines_tests::probe::Probe;
 use mashines_tests::run::wait_for;
 use mashines_tests::stream::Stream;
@@ -27,6 +27,7 @@ fn a_machine_lives_on_through_twenty_moves() -> Result<()> {
     fleet.serve_echo_in(SLUG)?;
     Drops::count_port(&fleet.topology, ECHO)?;
     let mut load = Load::start(&fleet, &machine)?;
+    load.at_rest(&fleet)?;
     let first = load.facts(&fleet)?;
     let mut before = first.clone();
     let moves = std::env::var("MASHINES_MOVES").map_or(Ok(MOVES), |number| number.parse())?;
@@ -68,17 +69,29 @@ impl Load {
         }
         let pids = sh("systemctl show -p MainPID --value echo writer-root writer-volume ssh | grep -v '^$'")?;
         let pids: Vec<u32> = pids.lines().map(str::parse).collect::<Result<_, _>>().context("the pids")?;
-        let session = fleet.person.session(
-            SLUG,
-            Door::Gateway,
-            "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.1; done",
-        )?;
+        let session = fleet.person.session(SLUG, Door::Gateway, COUNTER)?;
         let echo = SocketAddr::from((machine.ipv6, ECHO));
         let stream =
             wait_for("the echo in the machine", Duration::from_secs(10), Duration::from_millis(300), || {
                 Stream::start(&fleet.topology, Place::Client, echo, Duration::from_millis(50))
             })?;
         Ok(Self { session, ticks: 0, pids, echo, stream })
+    }
+
+    /// What the probe sees while nothing moves: a lab that is full already shows here.
+    fn at_rest(&self, fleet: &Fleet) -> Result<()> {
+        let probe = self.probe(&fleet.topology)?;
+        std::thread::sleep(Duration::from_secs(5));
+        let probe = probe.finish()?;
+        eprintln!(
+            "at rest: largest gap {:.1} ms, delay {:.1} to {:.1} ms, lost {} of {}",
+            probe.largest_gap.as_secs_f64() * 1e3,
+            probe.usual_delay.as_secs_f64() * 1e3,
+            probe.largest_delay.as_secs_f64() * 1e3,
+            probe.lost(),
+            probe.sent,
+        );
+        Ok(())
     }
 
     fn facts(&self, fleet: &Fleet) -> Result<Facts> {
@@ -96,7 +109,7 @@ impl Load {
         let from = fleet.place_of(SLUG)?;
         let counted = Drops::look(&fleet.topology)?;
         let probe = self.probe(&fleet.topology)?;
-        let stream = Stream::start(&fleet.topology, Place::Client, self.echo, Duration::from_millis(10))?;
+        let stream = Stream::start(&fleet.topology, Place::Client, self.echo, Duration::from_millis(20))?;
         std::thread::sleep(Duration::from_millis(300));
         let migration = fleet.migrate(SLUG)?;
         std::thread::sleep(Duration::from_millis(500));
@@ -105,13 +118,17 @@ impl Load {
         let blackout = Duration::from_micros(figures.blackout_us);
         let after = self.facts(fleet)?;
         eprintln!(
-            "move {number} from {}: total {:.1} s, {} rounds, {} MiB, blackout {:.1} ms, largest gap {:.1} ms, stream gap {:.1} ms, lost {} of {}, clock {} ms",
+            "move {number} from {}: total {:.1} s, {} rounds, {} MiB, throttle {} %, blackout {:.1} ms, largest gap {:.1} ms, delay {:.1} to {:.1} ms, \
+             stream gap {:.1} ms, lost {} of {}, clock {} ms",
             from.name(),
             Duration::from_micros(figures.total_us).as_secs_f64(),
             figures.rounds,
             (figures.ram_bytes + figures.disk_bytes) >> 20,
+            figures.throttle_percent,
             blackout.as_secs_f64() * 1e3,
             probe.largest_gap.as_secs_f64() * 1e3,
+            probe.usual_delay.as_secs_f64() * 1e3,
+            probe.largest_delay.as_secs_f64() * 1e3,
             stream.largest_gap.as_secs_f64() * 1e3,
             probe.lost(),
             probe.sent,

@@ -12,7 +12,7 @@ use mashines_fleet::record::MigrationStep;
 use mashines_tests::daemons::{DOMAIN, ECHO, Fleet};
 use mashines_tests::deploy::{Checkout, Requests, get, pushed};
 use mashines_tests::netns::Place;
-use mashines_tests::person::{Door, Person};
+use mashines_tests::person::{COUNTER, Door, Person};
 use mashines_tests::run::wait_for;
 use mashines_tests::stream::Stream;
 use mashines_tests::through::{Forward, Upload};
@@ -73,8 +73,7 @@ fn an_address_and_a_key_name_the_machine(fleet: &Fleet) -> Result<()> {
 /// A session at a terminal, a forwarded port and an upload, all through the gateway, while the machine goes to and fro.
 fn sessions_live_on_through_moves(fleet: &Fleet) -> Result<()> {
     fleet.serve_echo_in(SLUG)?;
-    let counter = "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.2; done";
-    let mut session = fleet.person.session(SLUG, Door::Gateway, counter)?;
+    let mut session = fleet.person.session(SLUG, Door::Gateway, COUNTER)?;
     let _forward = Forward::open(&fleet.person, SLUG, FORWARDED, ECHO)?;
     let echo = SocketAddr::from(([127, 0, 0, 1], FORWARDED));
     let stream = wait_for("the forwarded port", Duration::from_secs(20), Duration::from_millis(300), || {

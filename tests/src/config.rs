@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::daemons::DOMAIN;
+use crate::lab;
 use crate::netns::{ENTRY_IPV4, ENTRY_IPV6, Place, REGION, SHARED_IPV4};
 
 /// Where control's API listens.
@@ -56,7 +57,9 @@ fn entry() -> String {
 fn host(bin: &Path) -> String {
     format!(
         "[host]\nlisten = \"[::]:{HOST_PORT}\"\nimages_dir = \"/var/lib/mashines-images\"\nvmm_binary = \"{}\"\nguest_dns = [\"{ENTRY_IPV6}\"]\n\
+         kernel_arguments = \"{}\"\n\
          [host.capacity]\nvcpus = 8\nmemory_mib = 2048\ndisk_mib = 16384\ndisk_reserve_mib = 512\n",
-        bin.join("mashines-vmm").display()
+        bin.join("mashines-vmm").display(),
+        lab::kernel_arguments()
     )
 }

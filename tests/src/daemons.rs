@@ -209,7 +209,8 @@ impl Fleet {
         let log = File::options().create(true).append(true).open(&log_path)?;
         let mut command = self.program(place, "mashinesd");
         command.arg("run").arg("--config").arg(self.config(place)).args(["--role", role.name()]);
-        command.env("RUST_LOG", "info").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let level = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into());
+        command.env("RUST_LOG", level).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         // Its own session: a daemon that the demo leaves up must not hear the terminal's Ctrl-C.
         let child = command.process_group(0).spawn().context("cannot start mashinesd")?;
         std::fs::write(

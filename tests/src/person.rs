@@ -14,6 +14,10 @@ use crate::run::run;
 
 const KNOWN_HOSTS: &str = "known_hosts";
 
+/// A counter for [`Person::session`]: a line five times a second. It waits with bash's own `read`: starting a process for each tick would be the
+/// heaviest thing that an emulated machine does.
+pub const COUNTER: &str = "i=0; while :; do i=$((i+1)); echo tick $i; read -t 0.2; done";
+
 /// The ways to a machine's shell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Door {

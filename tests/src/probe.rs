@@ -19,6 +19,10 @@ pub struct ProbeReport {
     pub received: u64,
     /// The longest time between two arrivals.
     pub largest_gap: Duration,
+    /// From the time at which a packet was due to its arrival: half of all were back in this time …
+    pub usual_delay: Duration,
+    /// … and all within this. Long before and after a gap it tells of a machine that falls behind.
+    pub largest_delay: Duration,
     /// Sequence numbers that never came back, the first few.
     pub missing: Vec<u64>,
 }
@@ -32,13 +36,15 @@ impl ProbeReport {
 
 /// A probe at work.
 pub struct Probe {
+    every: Duration,
     stop: Arc<AtomicBool>,
     sender: JoinHandle<Result<u64>>,
     receiver: JoinHandle<Result<Arrivals>>,
 }
 
 struct Arrivals {
-    seen: Vec<bool>,
+    /// By sequence number: when it came, since the probe's start.
+    at: Vec<Option<Duration>>,
     largest_gap: Duration,
 }
 
@@ -53,9 +59,10 @@ impl Probe {
         let receiver = socket.try_clone()?;
         receiver.set_read_timeout(Some(Duration::from_millis(100)))?;
         let (stop_sending, stop_receiving) = (stop.clone(), stop.clone());
-        let sender = std::thread::spawn(move || send(&socket, every, &stop_sending));
-        let receiver = std::thread::spawn(move || receive(&receiver, &stop_receiving));
-        Ok(Self { stop, sender, receiver })
+        let begun = Instant::now();
+        let sender = std::thread::spawn(move || send(&socket, begun, every, &stop_sending));
+        let receiver = std::thread::spawn(move || receive(&receiver, begun, &stop_receiving));
+        Ok(Self { every, stop, sender, receiver })
     }
 
     /// Stops sending, waits for stragglers, reports.
@@ -63,14 +70,25 @@ impl Probe {
         self.stop.store(true, Ordering::Relaxed);
         let sent = self.sender.join().map_err(|_| anyhow::anyhow!("the probe's sender died"))??;
         let arrivals = self.receiver.join().map_err(|_| anyhow::anyhow!("the probe's receiver died"))??;
-        let numbers = 0..usize::try_from(sent)?;
-        let missing = numbers
-            .filter(|n| !arrivals.seen.get(*n).copied().unwrap_or(false))
-            .filter_map(|n| u64::try_from(n).ok());
-        let missing: Vec<u64> = missing.collect();
-        let received = sent - u64::try_from(missing.len())?;
-        let missing = missing.into_iter().take(16).collect();
-        Ok(ProbeReport { sent, received, largest_gap: arrivals.largest_gap, missing })
+        let mut missing = Vec::new();
+        let mut delays = Vec::new();
+        for number in 0..sent {
+            match arrivals.at.get(usize::try_from(number)?).copied().flatten() {
+                Some(at) => delays.push(at.saturating_sub(due(number, self.every))),
+                None => missing.push(number),
+            }
+        }
+        delays.sort_unstable();
+        let received = u64::try_from(delays.len())?;
+        missing.truncate(16);
+        Ok(ProbeReport {
+            sent,
+            received,
+            largest_gap: arrivals.largest_gap,
+            usual_delay: delays.get(delays.len() / 2).copied().unwrap_or_default(),
+            largest_delay: delays.last().copied().unwrap_or_default(),
+            missing,
+        })
     }
 }
 
@@ -87,23 +105,26 @@ fn open(topology: Topology, from: Place, to: SocketAddr) -> Result<UdpSocket> {
     opened.join().map_err(|_| anyhow::anyhow!("the thread that opens the socket died"))?
 }
 
-fn send(socket: &UdpSocket, every: Duration, stop: &AtomicBool) -> Result<u64> {
-    let begun = Instant::now();
+/// When a packet is sent, since the probe's start.
+fn due(number: u64, every: Duration) -> Duration {
+    Duration::from_nanos(u64::try_from(every.as_nanos()).unwrap_or(u64::MAX).saturating_mul(number))
+}
+
+fn send(socket: &UdpSocket, begun: Instant, every: Duration, stop: &AtomicBool) -> Result<u64> {
     let mut number: u64 = 0;
     while !stop.load(Ordering::Relaxed) {
         // A full queue of our own or an ICMP error is a lost packet, which the count of arrivals shows.
         let _ = socket.send(&number.to_le_bytes());
         number += 1;
-        let due = every * u32::try_from(number)?;
-        if let Some(wait) = due.checked_sub(begun.elapsed()) {
+        if let Some(wait) = due(number, every).checked_sub(begun.elapsed()) {
             std::thread::sleep(wait);
         }
     }
     Ok(number)
 }
 
-fn receive(socket: &UdpSocket, stop: &AtomicBool) -> Result<Arrivals> {
-    let mut arrivals = Arrivals { seen: Vec::new(), largest_gap: Duration::ZERO };
+fn receive(socket: &UdpSocket, begun: Instant, stop: &AtomicBool) -> Result<Arrivals> {
+    let mut arrivals = Arrivals { at: Vec::new(), largest_gap: Duration::ZERO };
     let mut last: Option<Instant> = None;
     let mut stopped_at: Option<Instant> = None;
     let mut packet = [0_u8; 64];
@@ -124,11 +145,11 @@ fn receive(socket: &UdpSocket, stop: &AtomicBool) -> Result<Arrivals> {
             arrivals.largest_gap = arrivals.largest_gap.max(now - last);
         }
         let index = usize::try_from(number)?;
-        if arrivals.seen.len() <= index {
-            arrivals.seen.resize(index + 1, false);
+        if arrivals.at.len() <= index {
+            arrivals.at.resize(index + 1, None);
         }
-        if let Some(seen) = arrivals.seen.get_mut(index) {
-            *seen = true;
+        if let Some(at) = arrivals.at.get_mut(index) {
+            at.get_or_insert(now - begun);
         }
     }
 }

@@ -10,7 +10,7 @@ use mashines_tests::daemons::{ECHO, Fleet};
 use mashines_tests::figures;
 use mashines_tests::guest::facts;
 use mashines_tests::netns::{Place, SHARED_IPV4};
-use mashines_tests::person::Door;
+use mashines_tests::person::{COUNTER, Door};
 use mashines_tests::run::wait_for;
 use mashines_tests::stream::Stream;
 
@@ -31,8 +31,7 @@ fn a_machine_is_entered_by_every_door_and_lives_on_through_a_move_and_back() -> 
         Door::Ipv6,
         "head -c 3000000 /dev/urandom > /data/kept; sync; sha256sum /data/kept > /root/sum",
     )?;
-    let counter = "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.2; done";
-    let mut session = fleet.person.session(SLUG, Door::Gateway, counter)?;
+    let mut session = fleet.person.session(SLUG, Door::Gateway, COUNTER)?;
     let echo = SocketAddr::from((machine.ipv6, ECHO));
     let stream =
         wait_for("the echo in the machine", Duration::from_secs(20), Duration::from_millis(300), || {

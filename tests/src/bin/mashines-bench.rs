@@ -16,6 +16,7 @@ use mashines_guest::config::{BUILTIN_BENCH, Config, NO_ROOT, Prefix};
 use mashines_tests::bench_guest::{self, UDP_ECHO};
 use mashines_tests::daemons::Fleet;
 use mashines_tests::figures::{self, median};
+use mashines_tests::lab;
 use mashines_tests::monitor;
 use mashines_tests::netns::{Place, Topology};
 use mashines_tests::peer::{Qemu, QemuGuest, wire};
@@ -276,7 +277,8 @@ fn initrd(dir: &Path, guest: Ipv6Addr) -> Result<PathBuf> {
 fn cmdline() -> Result<String> {
     let manifest: serde_json::Value =
         serde_json::from_slice(&fs::read(Path::new(IMAGE).join("manifest.json"))?)?;
-    Ok(manifest["cmdline"].as_str().context("the image's manifest has no cmdline")?.to_owned())
+    let image = manifest["cmdline"].as_str().context("the image's manifest has no cmdline")?;
+    Ok(format!("{image} {}", lab::kernel_arguments()))
 }
 
 fn micros(us: u64) -> f64 {

@@ -11,7 +11,7 @@ use mashines_fleet::api;
 use mashines_tests::daemons::{ECHO, Fleet, end};
 use mashines_tests::guest::{Facts, facts};
 use mashines_tests::netns::Place;
-use mashines_tests::person::Door;
+use mashines_tests::person::{COUNTER, Door};
 use mashines_tests::probe::{Probe, ProbeReport};
 use mashines_tests::run::wait_for;
 use mashines_tests::stream::{Stream, StreamReport};
@@ -111,8 +111,7 @@ struct Seen {
 fn one_move(fleet: &Fleet, machine: &api::Machine, progress: &Progress) -> Result<Seen> {
     fleet.serve_echo_in(SLUG)?;
     progress.say("a counter in an SSH session, a TCP stream of numbered blocks, a UDP probe every 2 ms");
-    let counter = "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.1; done";
-    let mut session = fleet.person.session(SLUG, Door::Gateway, counter)?;
+    let mut session = fleet.person.session(SLUG, Door::Gateway, COUNTER)?;
     let address = SocketAddr::from((machine.ipv6, ECHO));
     let stream =
         wait_for("the echo in the machine", Duration::from_secs(10), Duration::from_millis(200), || {
