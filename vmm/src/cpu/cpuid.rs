@@ -45,8 +45,8 @@ const HIDDEN: [(u32, u32, usize, u32); 12] = [
     (0xd, 0, EAX, 1 << 17 | 1 << 18),                  // AMX state components
     (0xd, 1, EAX, 1 << 4),                             // XFD, which only AMX uses
     (0x8000_0001, 0, ECX, 1 << 2 | 1 << 10 | 1 << 23 | 1 << 24 | 1 << 28), // SVM, IBS, counters
-    (0x8000_0022, 0, EAX, u32::MAX), // counters, version 2
-    (0xa, 0, EAX, u32::MAX),         // architectural counters
+    (0x8000_0022, 0, EAX, u32::MAX),                   // counters, version 2
+    (0xa, 0, EAX, u32::MAX),                           // architectural counters
 ];
 
 /// Leaves returned as zero: PMU, SGX, PT, AMX tiles, SVM, IBS.
