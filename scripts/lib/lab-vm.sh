@@ -71,8 +71,8 @@ lab_qemu() {
         images_disk=(-drive "if=none,id=images,format=raw,readonly=on,cache=unsafe,file=$disk" -device "virtio-blk-pci,drive=images")
     fi
     local tunables=glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=8388608:glibc.malloc.top_pad=16777216
-    # A quarter of the emulator's time goes to finding translated code in tables of 100 MB: in huge pages, where only one heap for all threads ends
-    # up, that takes a third less.
+    # A quarter of the emulator's time goes to finding translated code in tables of 100 MB. In huge pages, where only one heap for all threads ends
+    # up, it is a fifth.
     GLIBC_TUNABLES=$tunables "${lab_qemu_command[@]}" -name "mashines-lab-$lab_name" -M q35 "${accel[@]}" \
         -smp "$((${LAB_CPUS:-2} + 1))" -m "${LAB_MEMORY_MIB:-6144}" -nodefaults -no-user-config -display none \
         -daemonize -pidfile "$lab_dir/pid" -monitor "unix:$lab_dir/monitor,server=on,wait=off" -serial "file:$lab_dir/console.log" -no-reboot \
