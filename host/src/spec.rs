@@ -247,13 +247,24 @@ mod tests {
     fn disks_and_the_guests_volumes_stand_in_the_same_order() {
         let dir = tempfile::tempdir().unwrap();
         let (image, spec) = (image(dir.path()), instance().spec);
-        let told = monitor(&spec, Epoch(1), &image, "mitigations=off", &Layout::new("/s"), Hooks::default());
+        let told = monitor(&spec, Epoch(1), &image, "", &Layout::new("/s"), Hooks::default());
         assert_eq!(told.disks[1].path, Path::new("/s/volumes/vol_0123456789abcd.img"));
         assert_eq!(told.disks[1].size_bytes, 64 << 20);
         let guest = guest(&spec, &image, &[]);
         assert_eq!(guest.volumes[0].device, "/dev/vdb");
         assert_eq!(guest.volumes[0].fs_uuid.as_deref(), Some("6d617368-696e-8001-8000-23456789abcd"));
         assert_eq!(guest.ready.tcp_port, Some(22));
+    }
+
+    #[test]
+    fn a_kernel_is_told_what_its_image_says_and_then_what_the_host_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, spec) = (image(dir.path()), instance().spec);
+        let told = |arguments| {
+            monitor(&spec, Epoch(1), &image, arguments, &Layout::new("/s"), Hooks::default()).cmdline
+        };
+        assert_eq!(told(""), image.cmdline);
+        assert_eq!(told("mitigations=off"), format!("{} mitigations=off", image.cmdline));
     }
 
     #[test]

@@ -8,7 +8,8 @@ lab_name=${LAB_NAME:-default}
 [[ $lab_name =~ ^[A-Za-z0-9_-]{1,40}$ ]] || die "LAB_NAME '$lab_name' may have only letters, digits, - and _"
 lab_dir=$repo_root/.lab/$lab_name
 
-# RCU looks ten times less often whether CPUs are through (250 times a second else, which is a twentieth of the lab), and no CPU waits for a guest that has nothing to do.
+# RCU looks ten times less often whether CPUs are through (250 times a second else, which is a twentieth of the lab), and no CPU waits for a
+# guest that has nothing to do.
 lab_quiet='rcutree.jiffies_till_first_fqs=10 rcutree.jiffies_till_next_fqs=10 kvm.halt_poll_ns=0'
 
 lab_up() {

@@ -83,14 +83,7 @@ impl Load {
         let probe = self.probe(&fleet.topology)?;
         std::thread::sleep(Duration::from_secs(5));
         let probe = probe.finish()?;
-        eprintln!(
-            "at rest: largest gap {:.1} ms, delay {:.1} to {:.1} ms, lost {} of {}",
-            probe.largest_gap.as_secs_f64() * 1e3,
-            probe.usual_delay.as_secs_f64() * 1e3,
-            probe.largest_delay.as_secs_f64() * 1e3,
-            probe.lost(),
-            probe.sent,
-        );
+        eprintln!("at rest: {probe}");
         Ok(())
     }
 
@@ -118,20 +111,15 @@ impl Load {
         let blackout = Duration::from_micros(figures.blackout_us);
         let after = self.facts(fleet)?;
         eprintln!(
-            "move {number} from {}: total {:.1} s, {} rounds, {} MiB, throttle {} %, blackout {:.1} ms, largest gap {:.1} ms, delay {:.1} to {:.1} ms, \
-             stream gap {:.1} ms, lost {} of {}, clock {} ms",
+            "move {number} from {}: total {:.1} s, {} rounds, {} MiB, throttle {} %, blackout {:.1} ms, {probe}, \
+             stream gap {:.1} ms, clock {} ms",
             from.name(),
             Duration::from_micros(figures.total_us).as_secs_f64(),
             figures.rounds,
             (figures.ram_bytes + figures.disk_bytes) >> 20,
             figures.throttle_percent,
             blackout.as_secs_f64() * 1e3,
-            probe.largest_gap.as_secs_f64() * 1e3,
-            probe.usual_delay.as_secs_f64() * 1e3,
-            probe.largest_delay.as_secs_f64() * 1e3,
             stream.largest_gap.as_secs_f64() * 1e3,
-            probe.lost(),
-            probe.sent,
             after.clock_off_ms,
         );
         ensure!(migration.step == MigrationStep::Completed, "move {number}: {migration:?}");

@@ -203,7 +203,7 @@ impl Fleet {
         )
     }
 
-    /// Starts a role in a place. It logs to `PLACE-ROLE.log` in the fleet's directory.
+    /// Starts a role in a place. It logs to `PLACE-ROLE.log` in the fleet's directory, at the level of `RUST_LOG`, else `info`.
     pub fn start(&mut self, place: Place, role: Role) -> Result<()> {
         let log_path = self.log(place, role);
         let log = File::options().create(true).append(true).open(&log_path)?;

@@ -34,6 +34,19 @@ impl ProbeReport {
     }
 }
 
+impl std::fmt::Display for ProbeReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [gap, usual, largest] =
+            [self.largest_gap, self.usual_delay, self.largest_delay].map(|time| time.as_secs_f64() * 1e3);
+        write!(
+            f,
+            "largest gap {gap:.1} ms, delay {usual:.1} to {largest:.1} ms, lost {} of {}",
+            self.lost(),
+            self.sent
+        )
+    }
+}
+
 /// A probe at work.
 pub struct Probe {
     every: Duration,

@@ -1,6 +1,7 @@
 //! How the threads of a migration compete with the guest and with each other.
 //!
-//! While the guest runs, copying it must not take its CPU time: the guest comes first. While it stands still, nothing may come before
+//! While the guest runs, copying it must not take its CPU time: the guest comes first, save in the small rounds at the end, which are over at
+//! once and tell how long the blackout will be. While it stands still, nothing may come before
 //! what ends that: starting a machine wakes a dozen threads, and each of them would rather run than let the waker go on; with two
 //! CPUs the source heard 5 to 25 ms late that its machine runs, for 0.8 ms of work.
 //!
@@ -17,7 +18,7 @@ const QUIET: libc::c_int = 19;
 const PUSHING: libc::c_int = 5;
 /// How long that is.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The niceness of a machine that has just arrived: ten times the weight of other threads.
+/// The niceness of small rounds and of a machine that has just arrived: ten times the weight of other threads.
 const FAVOURED: libc::c_int = -10;
 
 /// A thread that copies a running guest, and gives way to guests.
