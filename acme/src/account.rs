@@ -86,7 +86,7 @@ impl Door {
         Fault::of(error, clock.now(), self.http.pause().take())
     }
 
-    /// Our account: the one on record, else a new one.
+    /// Our account, with its credentials as they are on record: the one there, else a new one.
     ///
     /// # Errors
     /// [`Fault`].
@@ -96,50 +96,56 @@ impl Door {
         control: &Control,
         secret: &EntrySecret,
         clock: &Clock,
-    ) -> Result<Account, Fault> {
+    ) -> Result<(Sealed, Account), Fault> {
         let mut known = self.known.lock().await;
-        let record = view.acme_accounts.get(&self.issuer.name);
-        let current = record.filter(|record| record.directory == self.issuer.directory);
-        if let (Some(record), Some((sealed, account))) = (current, &*known)
-            && record.credentials == *sealed
+        if let (Some(record), Some(known)) = (view.acme_accounts.get(&self.issuer.name), &*known)
+            && record.directory == self.issuer.directory
+            && record.credentials == known.0
             && next_key(record).is_none()
         {
-            return Ok(account.clone());
+            return Ok(known.clone());
         }
-        let found = match current {
-            Some(record) => match self.rolled(record, control, secret, clock).await {
-                Ok(rolled) => self.opened(&rolled, secret, clock).await?,
-                // With the present key, then: while the issuer has not changed it, that is good.
-                Err(_told_by_the_task_for_it) => self.opened(record, secret, clock).await?,
-            },
-            None => {
-                let replaces = record.map(|record| record.credentials.clone());
-                self.make(replaces, control, secret, clock).await?
+        let found = match self.on_record(control).await? {
+            Some(record) if record.directory == self.issuer.directory => {
+                match self.rolled(&record, control, secret, clock).await {
+                    Ok(rolled) => self.opened(&rolled, secret, clock).await?,
+                    // With the present key, then: while the issuer has not changed it, that is good.
+                    Err(_told_by_the_task_for_it) => self.opened(&record, secret, clock).await?,
+                }
             }
+            other => self.make(other.map(|record| record.credentials), control, secret, clock).await?,
         };
-        let account = found.1.clone();
-        *known = Some(found);
-        Ok(account)
+        Ok(known.insert(found).clone())
     }
 
-    /// Makes another account, when the issuer does not know the one on record.
+    /// Makes another account, when the issuer does not know the one with the credentials `tried`, unless that was done already.
     ///
     /// # Errors
     /// [`Fault`].
     pub async fn renew_account(
         &self,
-        view: &View,
+        tried: &Sealed,
         control: &Control,
         secret: &EntrySecret,
         clock: &Clock,
     ) -> Result<Account, Fault> {
         let mut known = self.known.lock().await;
-        let replaces = view.acme_accounts.get(&self.issuer.name).map(|record| record.credentials.clone());
-        tracing::warn!(issuer = %self.issuer.name, "the issuer does not know our account: another one is made");
-        let found = self.make(replaces, control, secret, clock).await?;
-        let account = found.1.clone();
-        *known = Some(found);
-        Ok(account)
+        let found = match self.on_record(control).await? {
+            Some(record) if record.credentials != *tried && record.directory == self.issuer.directory => {
+                self.opened(&record, secret, clock).await?
+            }
+            other => {
+                tracing::warn!(issuer = %self.issuer.name, "the issuer does not know our account: another one is made");
+                self.make(other.map(|record| record.credentials), control, secret, clock).await?
+            }
+        };
+        Ok(known.insert(found).1.clone())
+    }
+
+    /// The record as control has it. The replica may lag behind what was put there a moment ago, and an account that is
+    /// made twice counts against what the issuer allows.
+    async fn on_record(&self, control: &Control) -> Result<Option<AcmeAccount>, Fault> {
+        control.account(&self.issuer.name).await.map_err(|error| self.ours(&error))
     }
 
     /// Goes on with the change of the account's key, as far as it can now; the account as it is then.
@@ -153,7 +159,7 @@ impl Door {
         secret: &EntrySecret,
         clock: &Clock,
     ) -> Result<(), Fault> {
-        let known = self.known.lock().await;
+        let mut known = self.known.lock().await;
         let record = view.acme_accounts.get(&self.issuer.name);
         let Some(record) = record.filter(|record| record.directory == self.issuer.directory) else {
             return Ok(());
@@ -168,6 +174,8 @@ impl Door {
             record = self.step(&record, RollStep::Next(sealed), control).await?;
         }
         let rolled = self.rolled(&record, control, secret, clock).await;
+        // Whoever comes next asks control, and not a replica that may still have the old key.
+        *known = None;
         drop(known);
         let fault = match rolled {
             Ok(_) => return Ok(()),
@@ -269,7 +277,7 @@ impl Door {
         let sealed = secret.seal(&self.key(), &json).map_err(|error| self.ours(&error))?;
         let body =
             PutAccount { directory: self.issuer.directory.clone(), credentials: sealed.clone(), replaces };
-        let kept = control.account(&self.issuer.name, &body).await.map_err(|error| self.ours(&error))?;
+        let kept = control.keep_account(&self.issuer.name, &body).await.map_err(|error| self.ours(&error))?;
         if kept.credentials == sealed {
             return Ok((sealed, account));
         }
@@ -295,10 +303,10 @@ pub async fn with_account<T, F>(
 where
     F: Future<Output = Result<T, instant_acme::Error>>,
 {
-    let account = door.account(view, control, secret, clock).await?;
+    let (credentials, account) = door.account(view, control, secret, clock).await?;
     match call(account).await {
         Err(error) if is_unknown_account(&error) => {
-            let account = door.renew_account(view, control, secret, clock).await?;
+            let account = door.renew_account(&credentials, control, secret, clock).await?;
             call(account).await.map_err(|error| door.fault(&error, clock))
         }
         outcome => outcome.map_err(|error| door.fault(&error, clock)),

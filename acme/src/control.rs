@@ -81,8 +81,17 @@ impl Control {
         self.0.tell(Method::POST, &format!("{ACME_ACCOUNTS}/{issuer}/rollover"), body).await
     }
 
+    /// Our account at an issuer, as it is now.
+    pub async fn account(&self, issuer: &IssuerName) -> Result<Option<AcmeAccount>, RpcError> {
+        self.0.get(&format!("{ACME_ACCOUNTS}/{issuer}")).await
+    }
+
     /// Keeps an account at an issuer; the one in force.
-    pub async fn account(&self, issuer: &IssuerName, body: &PutAccount) -> Result<AcmeAccount, RpcError> {
+    pub async fn keep_account(
+        &self,
+        issuer: &IssuerName,
+        body: &PutAccount,
+    ) -> Result<AcmeAccount, RpcError> {
         self.0.tell(Method::PUT, &format!("{ACME_ACCOUNTS}/{issuer}"), body).await
     }
 }

@@ -73,6 +73,22 @@ async fn without_windows_it_is_renewed_after_two_thirds_of_its_life_whoever_issu
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_entry_whose_replica_lags_behind_makes_no_account_twice() {
+    log();
+    let mut world = World::up().await;
+    world.lag = Duration::from_secs(2);
+    let ca = TestCa::start().await;
+    let _entry = world.entry("entry1", vec![ca.issuer("own")]).await;
+    world.issued(WILDCARD).await;
+    assert_eq!(ca.lock().accounts.len(), 1, "the first one holds before the replica shows it");
+    world.fleet.started("web").await;
+    ca.lock().forget_account = true;
+    world.add(json!({"hostname": "web.mashine.test"})).await;
+    world.issued("web.mashine.test").await;
+    assert_eq!(ca.lock().accounts.len(), 2, "and so does the one in its place");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_issuer_that_is_down_slow_or_broken_is_told_of_and_after_two_failures_the_next_is_asked() {
     log();
     let world = World::up().await;

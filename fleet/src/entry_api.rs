@@ -14,6 +14,7 @@
 //! | `POST C/window` | [`Window`] |
 //! | `POST /internal/v1/challenges` | [`ShowChallenge`] → [`Shown`]; `DELETE …/{id}` |
 //! | `POST /internal/v1/checks` | [`CheckReport`] → `Empty`: what the entry's health checks find; in memory only |
+//! | `GET /internal/v1/acme-accounts/{issuer}` | → [`AcmeAccount`](crate::record::AcmeAccount) or `null` |
 //! | `PUT /internal/v1/acme-accounts/{issuer}` | [`PutAccount`] → [`AcmeAccount`](crate::record::AcmeAccount): the one in force |
 //! | `POST /internal/v1/acme-accounts/{issuer}/rollover` | [`Roll`] → `AcmeAccount`: a step of a change of its key |
 

@@ -63,12 +63,32 @@ pub fn now() -> u64 {
     u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
 }
 
+/// What a replica shows, that much later.
+fn behind(mut view: watch::Receiver<Arc<View>>, lag: Duration) -> watch::Receiver<Arc<View>> {
+    if lag.is_zero() {
+        return view;
+    }
+    let (late, shown) = watch::channel(Arc::clone(&view.borrow_and_update()));
+    tokio::spawn(async move {
+        while view.changed().await.is_ok() {
+            let now = Arc::clone(&view.borrow_and_update());
+            tokio::time::sleep(lag).await;
+            if late.send(now).is_err() {
+                return;
+            }
+        }
+    });
+    shown
+}
+
 /// The whole.
 pub struct World {
     pub fleet: Fleet,
     pub names: Names,
     pub edge: doors::Edge,
     pub travel: Travel,
+    /// How far the replicas of entries lag behind.
+    pub lag: Duration,
     view: watch::Receiver<Arc<View>>,
 }
 
@@ -92,7 +112,7 @@ impl World {
         let secret = EntrySecret::load(&state.join("entries.key")).unwrap().unwrap();
         let edge = doors::Edge::start(identity, view.clone(), secret, state).await;
         names.delegate(edge.dns);
-        Self { fleet, names, edge, travel: Travel::default(), view }
+        Self { fleet, names, edge, travel: Travel::default(), lag: Duration::ZERO, view }
     }
 
     pub fn view(&self) -> Arc<View> {
@@ -150,11 +170,12 @@ impl World {
             tls: identity.clone(),
             file: state_dir.join(format!("replica-{id}.json")),
         };
-        let clock = self.travel.clock();
+        let (clock, lag) = (self.travel.clock(), self.lag);
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.spawn(async move {
             let (view, _following) = follow(replica);
+            let view = behind(view, lag);
             let common = Common { state_dir, identity, view, secret: watch::channel(secret).1, shutdown };
             if let Err(error) = mashines_acme::run_with(config, common, clock).await {
                 eprintln!("the role ended: {error:#}");

@@ -1,7 +1,7 @@
 //! What entries do about certificates: leases, orders, challenges, outcomes. Each call is one transaction that looks at the lease.
 
 use axum::extract::{Path, State};
-use axum::routing::{delete, post, put};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use mashines_fleet::chain::Chain;
 use mashines_fleet::entry_api::{
@@ -45,7 +45,7 @@ pub fn router() -> Router<Control> {
         .nest(&format!("{CERTIFICATES}/{{name}}"), one)
         .route(CHALLENGES, post(show))
         .route(&format!("{CHALLENGES}/{{id}}"), delete(hide))
-        .route(&format!("{ACME_ACCOUNTS}/{{issuer}}"), put(put_account))
+        .route(&format!("{ACME_ACCOUNTS}/{{issuer}}"), get(account).put(put_account))
 }
 
 pub fn parsed<T: std::str::FromStr<Err = BadId>>(text: &str) -> Result<T> {
@@ -335,6 +335,16 @@ async fn hide(State(control): State<Control>, _: Entry, Path(id): Path<String>) 
     edit.delete(&Key::Challenge(parsed(&id)?));
     edit.commit().await?;
     Ok(Json(Empty {}))
+}
+
+/// From the records themselves: whoever asks has a replica that may lag behind.
+async fn account(
+    State(control): State<Control>,
+    Entry(_): Entry,
+    Path(issuer): Path<String>,
+) -> Answer<Option<AcmeAccount>> {
+    let mut edit = control.records.edit();
+    Ok(Json(edit.get(&Key::AcmeAccount(parsed(&issuer)?)).await?))
 }
 
 async fn put_account(
