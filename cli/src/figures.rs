@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use mashines_fleet::api::Migration;
-use mashines_fleet::record::MigrationStep;
 use serde::Deserialize;
 
 use crate::text::{self, Table};
@@ -44,7 +43,7 @@ impl Figures {
 
 /// One line about a migration under way: `pre-copy, 212 MiB sent, round 2`.
 pub fn underway(migration: &Migration) -> String {
-    let phase = migration.phase.as_deref().unwrap_or_else(|| word(migration.step));
+    let phase = migration.phase.as_deref().unwrap_or_else(|| migration.step.word());
     match Figures::of(migration) {
         Some(figures) if figures.ram_bytes + figures.disk_bytes > 0 => {
             let sent = text::bytes(figures.ram_bytes.saturating_add(figures.disk_bytes));
@@ -92,20 +91,6 @@ fn spans(figures: &Figures) -> String {
         table.row([format!("  {name}"), us(*span)]);
     }
     format!("\n{}", table.render())
-}
-
-/// A step of the saga as one word.
-pub fn word(step: MigrationStep) -> &'static str {
-    match step {
-        MigrationStep::Reserved => "reserved",
-        MigrationStep::Prepared => "prepared",
-        MigrationStep::Moving => "moving",
-        MigrationStep::Doubtful => "doubtful",
-        MigrationStep::Committed => "committed",
-        MigrationStep::Completed => "completed",
-        MigrationStep::Failed => "failed",
-        MigrationStep::Lost => "lost",
-    }
 }
 
 /// Microseconds for people.

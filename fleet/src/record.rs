@@ -395,6 +395,34 @@ pub enum MachineState {
     Failed,
 }
 
+impl MachineState {
+    /// All of them, in the order of a life.
+    pub const ALL: [Self; 8] = [
+        Self::Created,
+        Self::Starting,
+        Self::Started,
+        Self::Stopping,
+        Self::Stopped,
+        Self::Destroying,
+        Self::Destroyed,
+        Self::Failed,
+    ];
+
+    /// As the API writes it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Starting => "starting",
+            Self::Started => "started",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Destroying => "destroying",
+            Self::Destroyed => "destroyed",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// Something that happened to a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineEvent {
@@ -512,6 +540,20 @@ impl MigrationStep {
             Self::Reserved | Self::Prepared | Self::Moving | Self::Doubtful | Self::Committed => false,
         }
     }
+
+    /// As the API writes it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Reserved => "reserved",
+            Self::Prepared => "prepared",
+            Self::Moving => "moving",
+            Self::Doubtful => "doubtful",
+            Self::Committed => "committed",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Lost => "lost",
+        }
+    }
 }
 
 /// What the whole fleet shares.
@@ -568,4 +610,22 @@ pub struct NameServer {
     pub name: String,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_those_of_the_api() {
+        for state in MachineState::ALL {
+            assert_eq!(serde_json::to_value(state).unwrap(), state.word());
+        }
+        let mut step = MigrationStep::Reserved;
+        for word in ["reserved", "prepared", "moving", "doubtful", "committed", "completed", "failed", "lost"]
+        {
+            step = serde_json::from_value(word.into()).unwrap_or(step);
+            assert_eq!(step.word(), word);
+        }
+    }
 }

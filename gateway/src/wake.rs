@@ -71,16 +71,12 @@ pub async fn started(
         let again = Instant::now() + AGAIN;
         tokio::select! {
             changed = timeout_at(deadline, directory.changed()) => if !matches!(changed, Ok(Ok(()))) {
-                let because = refused.unwrap_or_else(|| format!("it is still {}", word(now.state)));
+                let because = refused.unwrap_or_else(|| format!("it is still {}", now.state.word()));
                 return Err(format!("machine {} did not start within {PATIENCE:?}: {because}", now.slug));
             },
             () = sleep_until(again.min(deadline)) => (),
         }
     }
-}
-
-fn word(state: MachineState) -> String {
-    serde_json::to_value(state).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 /// Whoever may enter a machine may start it, so this is its owner's wish.

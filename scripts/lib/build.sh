@@ -6,10 +6,10 @@ profile=release
 # What all calls name: a call with fewer packages would have other features of the crates that they share, and build those once more.
 lab_packages=(-p mashines-daemon -p mashines-vmm -p mashines-cli -p mashines-netd -p mashines-tests)
 
-# test_executables CARGO-ARGUMENT...: builds tests; prints their executables, one a line: `CRATE NAME PATH KIND`, with the crate's directory
-# and PATH relative to the checkout. KIND is test for a program of its own, unit for what is inside a crate.
+# test_executables CARGO-ARGUMENT...: what it builds of tests, a line each: `CRATE NAME PATH KIND`, with the crate's directory and PATH relative to
+# the checkout. KIND is test for a program of its own, unit for what is inside a crate.
 test_executables() {
-    cargo test --quiet --no-run --message-format=json "$@" | python3 -c '
+    cargo "$@" --quiet --message-format=json | python3 -c '
 import json, os, sys
 root = os.getcwd() + "/"
 for line in sys.stdin:
@@ -21,13 +21,15 @@ for line in sys.stdin:
 '
 }
 
-# The same of the tests that run in the lab.
+# Builds the programs that a fleet consists of, and the tests that run in the lab, which it lists as test_executables does. In one call: what tests alone
+# depend on adds features to shared crates, and two calls would build those twice.
 lab_test_executables() {
-    test_executables --profile "$profile" "${lab_packages[@]}" --test=machine --test=moves --test=faults --test=life --test=people --test=web --test=single \
-        --test=refusals --test=convergence --test=containers --test=resolver | grep -E '^(vmm|netd|tests) '
+    need_toolchain
+    test_executables build --profile "$profile" "${lab_packages[@]}" --bins --test=machine --test=moves --test=faults --test=life --test=people --test=web \
+        --test=single --test=refusals --test=convergence --test=containers --test=resolver | grep -E '^(vmm|netd|tests) '
 }
 
-# Builds the programs that a fleet consists of.
+# Builds the programs alone.
 build_programs() {
     need_toolchain
     cargo build --profile "$profile" --quiet "${lab_packages[@]}" --bins

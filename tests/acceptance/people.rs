@@ -79,7 +79,7 @@ fn sessions_live_on_through_moves(fleet: &Fleet) -> Result<()> {
     let stream = wait_for("the forwarded port", Duration::from_secs(20), Duration::from_millis(300), || {
         Stream::start(&fleet.topology, Place::Client, echo, Duration::from_millis(50))
     })?;
-    let mut upload = Upload::begin(&fleet.person, SLUG, MOVES)?;
+    let mut upload = Upload::begin(&fleet.person, SLUG)?;
     let checkout = Checkout::new(&fleet.topology, &fleet.person, "people")?;
     // It builds for as long as nobody says that it is enough.
     let slow = "build = \"until [ -e /tmp/enough ]; do echo building; sleep 1; done\"\nstatic = \"public\"\n";
@@ -87,7 +87,7 @@ fn sessions_live_on_through_moves(fleet: &Fleet) -> Result<()> {
     let push = checkout.push(SLUG)?;
     for number in 1..=MOVES {
         let begun = Instant::now();
-        ensure!(upload.goes_on()?, "the upload was over before move {number}");
+        ensure!(upload.goes_on()?, "the uploads were over before move {number}");
         let migration = fleet.migrate(SLUG)?;
         ensure!(migration.step == MigrationStep::Completed, "move {number}: {migration:?}");
         eprintln!("move {number}: {:.1} s", begun.elapsed().as_secs_f64());
@@ -96,7 +96,8 @@ fn sessions_live_on_through_moves(fleet: &Fleet) -> Result<()> {
     let (accepted, told) = pushed(push)?;
     let lines = told.matches("building").count();
     ensure!(accepted && lines > MOVES, "the push through the moves: {told}");
-    upload.end(&fleet.person, SLUG)?;
+    let uploads = upload.end(&fleet.person, SLUG)?;
+    eprintln!("{uploads} uploads arrived whole");
     let report = stream.finish().context("the stream through the forwarded port")?;
     eprintln!("forwarded: {} blocks, longest silence {:?}", report.blocks, report.largest_gap);
     session.line(Duration::from_secs(5))?;

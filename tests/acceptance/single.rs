@@ -60,15 +60,16 @@ fn sessions_live_on_through_moves(fleet: &Fleet) -> Result<()> {
         Ok(())
     };
     wait_for("the forwarded port", Duration::from_secs(20), Duration::from_millis(300), serves)?;
-    let mut upload = Upload::begin(&fleet.person, SLUG, MOVES)?;
+    let mut upload = Upload::begin(&fleet.person, SLUG)?;
     let boot = fleet.person.sh(SLUG, Door::Ipv6, "cat /proc/sys/kernel/random/boot_id")?;
     for number in 1..=MOVES {
-        ensure!(upload.goes_on()?, "the upload was over before move {number}");
+        ensure!(upload.goes_on()?, "the uploads were over before move {number}");
         let migration = fleet.migrate(SLUG)?;
         ensure!(migration.step == MigrationStep::Completed, "move {number}: {migration:?}");
         serves()?;
     }
-    upload.end(&fleet.person, SLUG)?;
+    let uploads = upload.end(&fleet.person, SLUG)?;
+    eprintln!("{uploads} uploads arrived whole");
     ensure!(
         fleet.person.sh(SLUG, Door::Ipv6, "cat /proc/sys/kernel/random/boot_id")? == boot,
         "the machine booted anew"

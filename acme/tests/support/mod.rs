@@ -8,6 +8,8 @@ pub mod doors;
 pub mod fleet;
 pub mod issuer;
 pub mod pebble;
+#[path = "../../../tests/support/mod.rs"]
+pub mod shared;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -29,6 +31,7 @@ use mashines_fleet::rpc::{Client, Empty};
 use mashines_fleet::sealed::EntrySecret;
 use mashines_fleet::view::View;
 use serde_json::{Value, json};
+pub use shared::free_port;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
@@ -244,11 +247,6 @@ impl Drop for Entry {
             runtime.shutdown_background();
         }
     }
-}
-
-/// A port that nobody has now.
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind((LOCAL, 0)).unwrap().local_addr().unwrap().port()
 }
 
 pub fn log() {

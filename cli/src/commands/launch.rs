@@ -118,6 +118,6 @@ fn request(args: Args) -> CreateMachine {
 fn told(shown: &Shown) -> String {
     let machine = &shown.machine;
     let at = machine.host.as_ref().map(|host| format!(" on {host}")).unwrap_or_default();
-    let state = wait::word(machine.state);
+    let state = machine.state.word();
     format!("{} is {state}{at}\n{}\n{}", machine.slug, doors::addresses(machine), shown.doors.render())
 }

@@ -2,7 +2,7 @@
 
 use mashines_fleet::api::Machine;
 
-use super::{Context, wait};
+use super::Context;
 use crate::error::{CliError, Exit};
 use crate::text::{self, Table};
 
@@ -67,7 +67,7 @@ fn cells(m: &Machine, now_ms: u64) -> [String; 8] {
 /// The state, and that it moves just now.
 fn state(machine: &Machine) -> String {
     match machine.migration {
-        Some(_) => format!("{}, moving", wait::word(machine.state)),
-        None => wait::word(machine.state).to_owned(),
+        Some(_) => format!("{}, moving", machine.state.word()),
+        None => machine.state.word().to_owned(),
     }
 }

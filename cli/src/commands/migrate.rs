@@ -122,7 +122,7 @@ pub(super) async fn follow(
             }
         }
     }
-    progress.done(context.session, figures::word(last.step)).await?;
+    progress.done(context.session, last.step.word()).await?;
     Ok(last)
 }
 

@@ -77,7 +77,7 @@ async fn cancel(id: &str, context: &mut Context<'_>) -> Result<Exit, CliError> {
     let path = format!("/v1/migrations/{}/cancel", ulid(id)?);
     let what = format!("cancel migration `{id}`");
     let migration: Migration = context.client()?.post(&what, &path, &serde_json::json!({})).await?;
-    let text = format!("the move of {} is {}\n", migration.slug, figures::word(migration.step));
+    let text = format!("the move of {} is {}\n", migration.slug, migration.step.word());
     context.answer(&migration, &text).await
 }
 
@@ -99,7 +99,7 @@ fn table(migrations: &[Migration], now_ms: u64) -> String {
             m.slug.clone(),
             m.source.to_string(),
             m.destination.to_string(),
-            figures::word(m.step).to_owned(),
+            m.step.word().to_owned(),
             time(figures.blackout_us),
             time(figures.total_us),
             text::age_of(now_ms, &m.created_at),

@@ -2,7 +2,7 @@
 
 use mashines_fleet::api::{CheckStatus, Machine, Shared};
 
-use super::{Context, wait};
+use super::Context;
 use crate::doors::{self, Shown};
 use crate::error::{CliError, Exit};
 use crate::text::{self, Table};
@@ -31,7 +31,7 @@ fn told(shown: &Shown, now_ms: u64) -> String {
     let head = text::fields([
         ("name", m.slug.to_string()),
         ("id", m.id.to_string()),
-        ("state", wait::word(m.state).to_owned()),
+        ("state", m.state.word().to_owned()),
         ("reason", m.reason.clone().unwrap_or_default()),
         ("owner", m.shared.as_ref().map(|shared| owner(m, shared)).unwrap_or_default()),
         ("app", m.app.to_string()),

@@ -16,7 +16,7 @@ use serde::Serialize;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{Context, wait};
+use super::Context;
 use crate::client::Client;
 use crate::error::{CliError, Exit};
 use crate::figures;
@@ -178,7 +178,7 @@ fn together(at: u64, machines: &[Machine], usage: &[Usage], moves: &HashMap<Mach
         });
         Row {
             name: machine.slug.to_string(),
-            state: wait::word(machine.state).to_owned(),
+            state: machine.state.word().to_owned(),
             host: machine.host.as_ref().map(ToString::to_string),
             cpu_percent: used.and_then(|used| used.cpu_percent),
             cpus: machine.config.guest.cpus,

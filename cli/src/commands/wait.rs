@@ -159,29 +159,15 @@ fn reached(goal: Goal) -> &'static str {
     }
 }
 
-/// A machine's state as one word.
-pub(super) fn word(state: MachineState) -> &'static str {
-    match state {
-        MachineState::Created => "created",
-        MachineState::Starting => "starting",
-        MachineState::Started => "started",
-        MachineState::Stopping => "stopping",
-        MachineState::Stopped => "stopped",
-        MachineState::Destroying => "destroying",
-        MachineState::Destroyed => "destroyed",
-        MachineState::Failed => "failed",
-    }
-}
-
 fn missed(machine: &Machine) -> CliError {
     let reason = machine.reason.as_deref().unwrap_or("the fleet gave no reason");
-    CliError::failed(format!("`{}` is {}: {reason}", machine.slug, word(machine.state)))
+    CliError::failed(format!("`{}` is {}: {reason}", machine.slug, machine.state.word()))
         .next(format!("mashines logs {}", machine.slug))
 }
 
 fn late(machine: &Machine, limit: Duration) -> CliError {
     let reason = machine.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
-    let state = word(machine.state);
+    let state = machine.state.word();
     let message =
         format!("`{}` is still {state} after {}{reason}; it goes on", machine.slug, text::span(limit));
     CliError::new(Exit::TimedOut, message).next(format!("mashines show {}", machine.slug))

@@ -11,7 +11,6 @@ use mashines_guest::protocol::{self, ExecResult};
 use super::answer::{Answer, done};
 use super::auth::Caller;
 use super::machines::{self, Params};
-use super::power::word;
 use super::request::Payload;
 use crate::control::Control;
 use crate::failure::{Failure, Kind, Result};
@@ -21,17 +20,6 @@ use crate::hosts::Seen;
 const LONGEST_WAIT: u64 = 60;
 /// The longest command.
 const LONGEST_EXEC: u64 = 3600;
-
-const STATES: [MachineState; 8] = [
-    MachineState::Created,
-    MachineState::Starting,
-    MachineState::Started,
-    MachineState::Stopping,
-    MachineState::Stopped,
-    MachineState::Destroying,
-    MachineState::Destroyed,
-    MachineState::Failed,
-];
 
 struct Wait {
     states: Vec<MachineState>,
@@ -43,8 +31,8 @@ fn parse_wait(params: &[(String, String)]) -> Result<Wait> {
     let given = |key: &'static str| params.iter().filter(move |(k, _)| k == key).map(|(_, v)| v.as_str());
     let mut states = Vec::new();
     for name in given("state").flat_map(|value| value.split(',')).filter(|name| !name.is_empty()) {
-        let state = STATES.into_iter().find(|state| word(*state) == name);
-        let known = || STATES.map(word).join(", ");
+        let state = MachineState::ALL.into_iter().find(|state| state.word() == name);
+        let known = || MachineState::ALL.map(MachineState::word).join(", ");
         states.push(
             state.ok_or_else(|| Failure::invalid(format!("{name:?} is no state: there are {}", known())))?,
         );
@@ -84,13 +72,13 @@ pub async fn wait(
     }
     let now = control.machine(&id)?;
     let reason = now.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
-    let wanted: Vec<String> = wait.states.iter().map(|state| word(*state)).collect();
+    let wanted: Vec<&str> = wait.states.iter().map(|state| state.word()).collect();
     Err(Failure::new(
         Kind::Timeout,
         format!(
             "machine {} is {}{reason}, not {}, after {:?}",
             now.slug,
-            word(now.state),
+            now.state.word(),
             wanted.join(" or "),
             wait.timeout
         ),
@@ -153,7 +141,7 @@ pub async fn exec(
         return Err(Failure::conflict(format!(
             "machine {} is {}: a command needs a started machine",
             machine.slug,
-            word(machine.state)
+            machine.state.word()
         )));
     }
     let request = protocol::Exec {

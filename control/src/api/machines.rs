@@ -115,7 +115,7 @@ fn fitting(
         .filter(|m| labels.iter().all(|(k, v)| m.config.metadata.get(*k).is_some_and(|has| has == v)))
         .map(|m| render::machine_for(control, caller, m))
         .filter(|m| given("region").is_none_or(|region| m.region == region))
-        .filter(|m| states.is_empty() || states.contains(&power::word(m.state).as_str()))
+        .filter(|m| states.is_empty() || states.contains(&m.state.word()))
         .collect();
     machines.sort_by(|a, b| a.slug.cmp(&b.slug));
     machines
@@ -224,7 +224,7 @@ pub async fn destroy(
             return Err(Failure::conflict(format!(
                 "machine {} is {}: stop it first, or destroy it with ?force=true",
                 machine.slug,
-                power::word(machine.state)
+                machine.state.word()
             )));
         }
         machine.desired = Desired::Destroyed;

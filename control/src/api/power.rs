@@ -25,12 +25,6 @@ use crate::time::{ms, now};
 /// The longest time a guest is given to shut down.
 const LONGEST_STOP: Duration = Duration::from_secs(300);
 
-/// The state as the API writes it.
-pub fn word(state: MachineState) -> String {
-    let json = serde_json::to_value(state).unwrap_or_default();
-    json.as_str().unwrap_or_default().to_owned()
-}
-
 /// A change that needs the machine's place to stay is refused while it is being moved.
 pub fn must_be_at_rest(control: &Control, machine: &Machine, what: &str) -> Result<()> {
     if machine.desired == Desired::Destroyed {
@@ -237,7 +231,7 @@ pub async fn restart(
             return Err(Failure::conflict(format!(
                 "machine {} is {}: start it instead",
                 machine.slug,
-                word(machine.state)
+                machine.state.word()
             )));
         }
         raise_epoch(&mut machine, "restart-request");

@@ -278,7 +278,7 @@ async fn note(control: &Control, machine: &Machine, noted: &Noted) -> Result<()>
                 MachineState::Destroying | MachineState::Destroyed => "destroy",
                 MachineState::Failed => "exit",
             };
-            event(machine, kind, word(noted.state), "host", noted.reason.clone().unwrap_or_default(), now);
+            event(machine, kind, noted.state.word(), "host", noted.reason.clone().unwrap_or_default(), now);
         }
         machine.state = noted.state;
         machine.reason.clone_from(&noted.reason);
@@ -288,20 +288,6 @@ async fn note(control: &Control, machine: &Machine, noted: &Noted) -> Result<()>
         }
     });
     change.await
-}
-
-/// The state as the API writes it.
-pub fn word(state: MachineState) -> &'static str {
-    match state {
-        MachineState::Created => "created",
-        MachineState::Starting => "starting",
-        MachineState::Started => "started",
-        MachineState::Stopping => "stopping",
-        MachineState::Stopped => "stopped",
-        MachineState::Destroying => "destroying",
-        MachineState::Destroyed => "destroyed",
-        MachineState::Failed => "failed",
-    }
 }
 
 async fn ended(control: &Control, machine: &Machine, reason: &str, crashed: bool) -> Result<()> {

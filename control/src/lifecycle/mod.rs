@@ -9,5 +9,5 @@ mod driver;
 mod outcome;
 mod sweep;
 
-pub use driver::{Driver, word};
+pub use driver::Driver;
 pub use outcome::{event, restart_or_stop};

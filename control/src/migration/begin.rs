@@ -5,7 +5,7 @@ use mashines_fleet::key::Key;
 use mashines_fleet::record::{Desired, Machine, MachineState, Migration, MigrationStep};
 use serde::{Deserialize, Serialize};
 
-use super::{saga, word};
+use super::saga;
 use crate::control::Control;
 use crate::failure::{Failure, Result};
 use crate::lifecycle::event;
@@ -116,7 +116,7 @@ fn movable(machine: &Machine, under_way: Option<&MigrationId>) -> Result<mashine
             _,
         ) => not(format!(
             "it is {} and does not run, and only a running machine is moved; start it first (its disks stay on its host)",
-            crate::lifecycle::word(machine.state)
+            machine.state.word()
         )),
     }
 }
@@ -130,7 +130,7 @@ pub async fn cancel(control: &Control, id: &MigrationId) -> Result<Migration> {
         let mut edit = control.records.edit();
         let migration: Migration = edit.require(&Key::Migration(id.clone())).await?;
         if migration.step.is_final() || migration.step == MigrationStep::Committed {
-            let step = word(migration.step);
+            let step = migration.step.word();
             return Err(Failure::conflict(format!("migration {id} is {step}: there is nothing to cancel")));
         }
         edit.put_private(Private::Cancel(id), &now())?;

@@ -15,7 +15,6 @@ pub use begin::{Asked, Terms, begin, cancel};
 pub use drain::{begin as begin_drain, state as drain_state};
 
 use crate::control::Control;
-use mashines_fleet::record::MigrationStep;
 
 /// Takes up every saga and drain of the store that does not run in this process.
 pub fn resume(control: &Control) {
@@ -23,18 +22,4 @@ pub fn resume(control: &Control) {
         saga::start(control, &migration.id);
     }
     drain::resume(control);
-}
-
-/// The step as the API writes it.
-pub fn word(step: MigrationStep) -> &'static str {
-    match step {
-        MigrationStep::Reserved => "reserved",
-        MigrationStep::Prepared => "prepared",
-        MigrationStep::Moving => "moving",
-        MigrationStep::Doubtful => "doubtful",
-        MigrationStep::Committed => "committed",
-        MigrationStep::Completed => "completed",
-        MigrationStep::Failed => "failed",
-        MigrationStep::Lost => "lost",
-    }
 }

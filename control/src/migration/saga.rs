@@ -96,7 +96,7 @@ impl Saga {
         let heard = self.hear(&migration).await?;
         let end = self.should_end(&migration, terms).await?;
         let action = next(migration.step, heard.source, heard.destination, end);
-        tracing::debug!(id = %self.id, step = super::word(migration.step), ?heard.source, ?heard.destination, ?action, "saga");
+        tracing::debug!(id = %self.id, step = migration.step.word(), ?heard.source, ?heard.destination, ?action, "saga");
         self.act(&migration, &heard, action, terms).await
     }
 

@@ -5,7 +5,6 @@ use mashines_fleet::id::MigrationId;
 use mashines_fleet::key::Key;
 use mashines_fleet::record::{Machine, MachineState, Migration, MigrationStep, Place, Volume};
 
-use super::word;
 use crate::control::Control;
 use crate::failure::{Failure, Result};
 use crate::lifecycle::{event, restart_or_stop};
@@ -30,7 +29,7 @@ pub async fn step(control: &Control, id: &MigrationId, to: MigrationStep) -> Res
     });
     let migration = update.await?;
     if changed {
-        tracing::info!(%id, step = word(migration.step), "migration");
+        tracing::info!(%id, step = migration.step.word(), "migration");
     }
     Ok(())
 }

@@ -4,9 +4,11 @@
 #![allow(dead_code)]
 
 pub mod asked;
+#[path = "../../../tests/support/mod.rs"]
+mod support;
 pub mod unbound;
 
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,32 +18,7 @@ use http::header::AUTHORIZATION;
 use mashines_fleet::pki::{Identity, PeerName, anonymous_client_config};
 use mashines_fleet::rpc::Client;
 use serde_json::Value;
-
-/// How long anything may take on a slow machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Looks until there is something.
-pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < until, "not within {PATIENCE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// A port that was free a moment ago, for UDP and TCP: a server that is started again needs the one it had.
-pub fn free_port() -> u16 {
-    loop {
-        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = tcp.local_addr().unwrap().port();
-        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-}
+pub use support::{PATIENCE, eventually, free_port};
 
 /// A process that is killed with this value, and tells what it said when the test failed.
 pub struct Process {

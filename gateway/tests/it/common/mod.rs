@@ -3,13 +3,14 @@
 
 pub mod clients;
 pub mod edge;
+#[path = "../../../../tests/support/mod.rs"]
+pub mod support;
 
 use axum::Router;
-use std::net::{Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use mashines_fleet::daemon::Common;
@@ -18,6 +19,7 @@ use mashines_fleet::rpc;
 use mashines_fleet::view::{Batch, Change, View};
 use mashines_gateway::{Config, Doors};
 use serde_json::{Value, json};
+pub use support::free_port;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
@@ -83,19 +85,6 @@ pub fn fleet_config() -> Change {
         "ssh_ports": [2200, 2299], "ssh_ca": null,
     });
     put("config", value)
-}
-
-/// A port that is bound some time after this. So it is none that the kernel gives to outgoing connections, none that this process had before, and hardly
-/// one of another test's process.
-pub fn free_port() -> u16 {
-    static GIVEN: AtomicU32 = AtomicU32::new(0);
-    loop {
-        let number = std::process::id().wrapping_mul(97).wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed));
-        let port = 10_000 + u16::try_from(number % 9_000).unwrap();
-        if TcpListener::bind(("::1", port)).is_ok() && TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
 }
 
 pub fn run(program: &str, arguments: &[&str]) {

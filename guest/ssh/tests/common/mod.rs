@@ -1,14 +1,18 @@
 //! The server as a machine runs it, and OpenSSH's own programs as its clients.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "../../../../tests/support/mod.rs"]
+mod support;
+
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use mashines_guest::Config;
 use mashines_guest::config::HostKey;
+pub use support::free_port;
 use tempfile::TempDir;
 
 /// A client that takes longer than this hangs.
@@ -199,10 +203,6 @@ fn at(dir: &TempDir, name: &str) -> String {
 fn keygen(arguments: &[&str]) {
     let output = Command::new("ssh-keygen").args(arguments).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 pub fn finish(mut command: Command, input: &[u8]) -> Output {
