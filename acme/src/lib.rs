@@ -39,7 +39,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use mashines_fleet::daemon::Common;
+use mashines_fleet::daemon::{Common, RoleFuture};
 use mashines_fleet::id::{DomainName, HostId, IssuerName};
 use mashines_fleet::record::Certificate;
 use mashines_fleet::view::View;
@@ -84,33 +84,37 @@ const PAUSE: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// The configuration cannot work, or names a file that cannot be used.
-pub async fn run(config: Config, common: Common) -> anyhow::Result<()> {
-    run_with(config, common, Clock::system()).await
+pub fn run(config: Config, common: Common) -> RoleFuture<anyhow::Result<()>> {
+    run_with(config, common, Clock::system())
 }
 
 /// The same by another clock.
 ///
 /// # Errors
 /// As [`run`].
-pub async fn run_with(config: Config, common: Common, clock: Clock) -> anyhow::Result<()> {
-    config.check()?;
-    let me =
-        common.identity.host().context("certificates are had by entries: this is no entry's certificate")?;
-    let around = Surroundings {
-        views: common.view.clone(),
-        secrets: common.secret.clone(),
-        control: Control::new(&common.identity, &config.control).context("the entry's certificate")?,
-        clock,
-        doors: Doors::open(&config.issuers, config.call_timeout())?,
-        ports: config.ports,
-        order_timeout: config.order_timeout(),
-    };
-    tracing::info!(issuers = ?config.issuers.iter().map(|issuer| issuer.name.as_str()).collect::<Vec<_>>(), "certificates are had");
-    let role = Role { around: Arc::new(around), me, failures_before_next: config.failures_before_next };
-    tokio::select! {
-        () = common.stopped() => Ok(()),
-        () = role.serve() => Ok(()),
-    }
+pub fn run_with(config: Config, common: Common, clock: Clock) -> RoleFuture<anyhow::Result<()>> {
+    Box::pin(async move {
+        config.check()?;
+        let me = common
+            .identity
+            .host()
+            .context("certificates are had by entries: this is no entry's certificate")?;
+        let around = Surroundings {
+            views: common.view.clone(),
+            secrets: common.secret.clone(),
+            control: Control::new(&common.identity, &config.control).context("the entry's certificate")?,
+            clock,
+            doors: Doors::open(&config.issuers, config.call_timeout())?,
+            ports: config.ports,
+            order_timeout: config.order_timeout(),
+        };
+        tracing::info!(issuers = ?config.issuers.iter().map(|issuer| issuer.name.as_str()).collect::<Vec<_>>(), "certificates are had");
+        let role = Role { around: Arc::new(around), me, failures_before_next: config.failures_before_next };
+        tokio::select! {
+            () = common.stopped() => Ok(()),
+            () = role.serve() => Ok(()),
+        }
+    })
 }
 
 #[derive(Clone)]

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mashines_fleet::daemon::Common;
+use mashines_fleet::daemon::{Common, RoleFuture};
 use mashines_fleet::host_api::{MachineSpec, PutVolume, SshHostKey};
 use mashines_fleet::id::{HostId, MachineId, MigrationId};
 use mashines_fleet::pki::{Ca, ClientCertificates, Identity};
@@ -240,11 +240,13 @@ impl Drop for Running {
 ///
 /// # Errors
 /// The store cannot be opened or holds no fleet; the address is taken.
-pub async fn run(config: Config, common: Common) -> anyhow::Result<()> {
-    use anyhow::Context;
-    let listener = TcpListener::bind(config.listen).await;
-    let listener = listener.with_context(|| format!("control cannot listen on {}", config.listen))?;
-    run_with(config, common, listener).await
+pub fn run(config: Config, common: Common) -> RoleFuture<anyhow::Result<()>> {
+    Box::pin(async move {
+        use anyhow::Context;
+        let listener = TcpListener::bind(config.listen).await;
+        let listener = listener.with_context(|| format!("control cannot listen on {}", config.listen))?;
+        run_with(config, common, listener).await
+    })
 }
 
 /// The secret that entries share, made when there is none: beside the store and not in it, so that who has a copy of the store only
@@ -264,22 +266,24 @@ fn entry_secret(path: &Path) -> anyhow::Result<EntrySecret> {
 ///
 /// # Errors
 /// As [`run`].
-pub async fn run_with(config: Config, common: Common, listener: TcpListener) -> anyhow::Result<()> {
-    let path = config.store_path(&common.state_dir);
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&path)?);
-    let secret = entry_secret(&common.state_dir.join("entries.key"))?;
-    let control = Control::open(config, store, common.identity.clone(), secret).await?;
-    let tls = common.identity.server_config(ClientCertificates::Optional)?;
-    let app = crate::api::router(control.clone());
-    let keeping = Keeper::run(control.clone());
-    let parents = zone_keys::watch_parents(&control);
-    let driver = Driver::new(control.clone());
-    tracing::info!(address = %listener.local_addr()?, "control listens");
-    tokio::select! {
-        served = mashines_fleet::rpc::serve(listener, app, tls, Limits::default(), common.stopped()) => served?,
-        () = driver.run() => {}
-        () = keeping => {}
-        () = parents => {}
-    }
-    Ok(())
+pub fn run_with(config: Config, common: Common, listener: TcpListener) -> RoleFuture<anyhow::Result<()>> {
+    Box::pin(async move {
+        let path = config.store_path(&common.state_dir);
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&path)?);
+        let secret = entry_secret(&common.state_dir.join("entries.key"))?;
+        let control = Control::open(config, store, common.identity.clone(), secret).await?;
+        let tls = common.identity.server_config(ClientCertificates::Optional)?;
+        let app = crate::api::router(control.clone());
+        let keeping = Keeper::run(control.clone());
+        let parents = zone_keys::watch_parents(&control);
+        let driver = Driver::new(control.clone());
+        tracing::info!(address = %listener.local_addr()?, "control listens");
+        tokio::select! {
+            served = mashines_fleet::rpc::serve(listener, app, tls, Limits::default(), common.stopped()) => served?,
+            () = driver.run() => {}
+            () = keeping => {}
+            () = parents => {}
+        }
+        Ok(())
+    })
 }

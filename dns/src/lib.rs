@@ -42,7 +42,7 @@ pub mod zone;
 use std::net::SocketAddr;
 
 use anyhow::Context as _;
-use mashines_fleet::daemon::Common;
+use mashines_fleet::daemon::{Common, RoleFuture};
 use mashines_fleet::rpc::Client;
 use serde::{Deserialize, Serialize};
 use tracing::info;
@@ -98,11 +98,13 @@ impl Default for Config {
 ///
 /// # Errors
 /// An address cannot be bound, or a socket failed; the error names it.
-pub async fn run(config: Config, common: Common) -> anyhow::Result<()> {
-    let control = config.control.iter().map(|url| Client::to_control(&common.identity, url));
-    let control = control.collect::<Result<Vec<_>, _>>().context("[dns] control")?;
-    let server = Server::bind(&config).await?.with_control(control);
-    info!(addresses = ?server.addresses()?, tls = ?server.tls_addresses()?, "name server listens");
-    let (view, secret) = (common.view.clone(), common.secret.clone());
-    server.serve(view, secret, async move { common.stopped().await }).await
+pub fn run(config: Config, common: Common) -> RoleFuture<anyhow::Result<()>> {
+    Box::pin(async move {
+        let control = config.control.iter().map(|url| Client::to_control(&common.identity, url));
+        let control = control.collect::<Result<Vec<_>, _>>().context("[dns] control")?;
+        let server = Server::bind(&config).await?.with_control(control);
+        info!(addresses = ?server.addresses()?, tls = ?server.tls_addresses()?, "name server listens");
+        let (view, secret) = (common.view.clone(), common.secret.clone());
+        server.serve(view, secret, async move { common.stopped().await }).await
+    })
 }

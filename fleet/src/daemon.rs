@@ -1,6 +1,7 @@
 //! What every role of `mashinesd` is given when it runs.
 
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -9,7 +10,10 @@ use crate::pki::Identity;
 use crate::sealed::EntrySecret;
 use crate::view::View;
 
-/// The surroundings of a role: `pub async fn run(config: Config, common: Common) -> anyhow::Result<()>`.
+/// A role that runs. In a box, so that all of it is compiled with its crate, and not once more in each program that runs it.
+pub type RoleFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// The surroundings of a role: `pub fn run(config: Config, common: Common) -> RoleFuture<anyhow::Result<()>>`.
 #[derive(Debug, Clone)]
 pub struct Common {
     /// The daemon's own directory; a role takes a folder in it.

@@ -51,7 +51,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use ipnetwork::IpNetwork;
-use mashines_fleet::daemon::Common;
+use mashines_fleet::daemon::{Common, RoleFuture};
 use mashines_fleet::id::HostId;
 use mashines_fleet::view::View;
 use mashines_ssh::algorithms;
@@ -184,10 +184,12 @@ fn machine_idle() -> u64 {
 ///
 /// # Errors
 /// An address cannot be bound, or a key's file cannot be used; the error names it.
-pub async fn run(config: Config, common: Common) -> anyhow::Result<()> {
-    let doors = Doors::open(&config, &common).await?;
-    info!(ssh = ?doors.ssh_addresses()?, "gateway listens");
-    doors.serve(common).await
+pub fn run(config: Config, common: Common) -> RoleFuture<anyhow::Result<()>> {
+    Box::pin(async move {
+        let doors = Doors::open(&config, &common).await?;
+        info!(ssh = ?doors.ssh_addresses()?, "gateway listens");
+        doors.serve(common).await
+    })
 }
 
 /// The gateway's doors, bound and ready.
@@ -251,79 +253,81 @@ impl Doors {
     }
 
     /// Serves until the daemon ends.
-    pub async fn serve(self, common: Common) -> anyhow::Result<()> {
-        let mut tasks = JoinSet::new();
-        let mut views = common.view.clone();
-        let shown = Arc::clone(&views.borrow_and_update());
-        let (tables, directory) = watch::channel(Arc::new(Directory::project(&shown)));
-        tasks.spawn(follow(views, shown, tables));
-        tasks.spawn(Arc::clone(&self.credentials).keep_fresh(self.control.clone()));
-        let settings = self.host_key.settings();
-        if !self.config.control.is_empty() {
-            // Control certifies for the host of our own certificate, whatever ports are bound here.
-            let entry = common.identity.host();
-            tasks.spawn(self.host_key.keep_certified(self.control.clone(), entry, common.view.clone()));
-        }
-        let accounts = Accounts::new(self.config.account_limits);
-        let recordings = self.recordings.directory().to_owned();
-        tasks.spawn(recording::prune::keep_to(self.config.recording_limits, recordings));
-        if let Some(entry) = self.entry {
-            let ports = Ports {
-                entry,
-                bind: self.config.ports_bind.clone(),
-                machine_port: self.config.machine_port,
-                balancers: Balancers::new(self.config.proxy_from.clone()),
-                limits: self.config.port_limits,
-                accounts: Arc::clone(&accounts),
-                control: self.control.clone(),
-                directory: directory.clone(),
-            };
-            let views = common.view.clone();
-            tasks.spawn(async move { ports.serve(views).await });
-        }
-        let (connections, closing, ending) =
-            (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
-        let edge = Edge::new(
-            self.config.edge.clone(),
-            &common,
-            (self.control.clone(), Arc::clone(&accounts)),
-            directory.clone(),
-            (connections.clone(), closing.clone(), ending.clone()),
-            &mut tasks,
-        );
-        let gateway = Arc::new(Gateway {
-            edge,
-            pool: Pool::new(
-                self.credentials,
-                self.config.machine_port,
-                Duration::from_secs(self.config.machine_idle_s),
-            ),
-            lobby: Lobby::new(self.control.clone(), directory.clone()),
-            control: self.control,
-            directory,
-            machine_port: self.config.machine_port,
-            login_grace: Duration::from_secs(self.config.login_grace_s),
-            balancers: Balancers::new(self.config.proxy_from),
-            door: Door::new(self.config.ssh_limits.without_rate()),
-            strangers: Strangers::new(ssh::stranger_limits(self.config.ssh_limits)),
-            accounts,
-            recordings: self.recordings,
-            connections,
-            closing,
-            ending,
-        });
-        for (listener, listens) in self.listeners {
-            let serving = Arc::clone(&gateway).serve(listener, listens, settings.clone());
-            // It ends when the gateway closes, which is no task's failure.
-            tokio::spawn(serving);
-        }
-        tokio::select! {
-            () = common.stopped() => {
-                gateway.drain(Duration::from_secs(self.config.drain_s)).await;
-                Ok(())
+    pub fn serve(self, common: Common) -> RoleFuture<anyhow::Result<()>> {
+        Box::pin(async move {
+            let mut tasks = JoinSet::new();
+            let mut views = common.view.clone();
+            let shown = Arc::clone(&views.borrow_and_update());
+            let (tables, directory) = watch::channel(Arc::new(Directory::project(&shown)));
+            tasks.spawn(follow(views, shown, tables));
+            tasks.spawn(Arc::clone(&self.credentials).keep_fresh(self.control.clone()));
+            let settings = self.host_key.settings();
+            if !self.config.control.is_empty() {
+                // Control certifies for the host of our own certificate, whatever ports are bound here.
+                let entry = common.identity.host();
+                tasks.spawn(self.host_key.keep_certified(self.control.clone(), entry, common.view.clone()));
             }
-            Some(ended) = tasks.join_next() => ended.context("a task of the gateway"),
-        }
+            let accounts = Accounts::new(self.config.account_limits);
+            let recordings = self.recordings.directory().to_owned();
+            tasks.spawn(recording::prune::keep_to(self.config.recording_limits, recordings));
+            if let Some(entry) = self.entry {
+                let ports = Ports {
+                    entry,
+                    bind: self.config.ports_bind.clone(),
+                    machine_port: self.config.machine_port,
+                    balancers: Balancers::new(self.config.proxy_from.clone()),
+                    limits: self.config.port_limits,
+                    accounts: Arc::clone(&accounts),
+                    control: self.control.clone(),
+                    directory: directory.clone(),
+                };
+                let views = common.view.clone();
+                tasks.spawn(async move { ports.serve(views).await });
+            }
+            let (connections, closing, ending) =
+                (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
+            let edge = Edge::new(
+                self.config.edge.clone(),
+                &common,
+                (self.control.clone(), Arc::clone(&accounts)),
+                directory.clone(),
+                (connections.clone(), closing.clone(), ending.clone()),
+                &mut tasks,
+            );
+            let gateway = Arc::new(Gateway {
+                edge,
+                pool: Pool::new(
+                    self.credentials,
+                    self.config.machine_port,
+                    Duration::from_secs(self.config.machine_idle_s),
+                ),
+                lobby: Lobby::new(self.control.clone(), directory.clone()),
+                control: self.control,
+                directory,
+                machine_port: self.config.machine_port,
+                login_grace: Duration::from_secs(self.config.login_grace_s),
+                balancers: Balancers::new(self.config.proxy_from),
+                door: Door::new(self.config.ssh_limits.without_rate()),
+                strangers: Strangers::new(ssh::stranger_limits(self.config.ssh_limits)),
+                accounts,
+                recordings: self.recordings,
+                connections,
+                closing,
+                ending,
+            });
+            for (listener, listens) in self.listeners {
+                let serving = Arc::clone(&gateway).serve(listener, listens, settings.clone());
+                // It ends when the gateway closes, which is no task's failure.
+                tokio::spawn(serving);
+            }
+            tokio::select! {
+                () = common.stopped() => {
+                    gateway.drain(Duration::from_secs(self.config.drain_s)).await;
+                    Ok(())
+                }
+                Some(ended) = tasks.join_next() => ended.context("a task of the gateway"),
+            }
+        })
     }
 }
 

@@ -41,7 +41,7 @@ pub mod volumes;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use mashines_fleet::daemon::Common;
+use mashines_fleet::daemon::{Common, RoleFuture};
 use mashines_fleet::host_api::HostState;
 use mashines_fleet::pki::ClientCertificates;
 use mashines_fleet::rpc::{Limits, serve};
@@ -57,24 +57,26 @@ use crate::host::Host;
 ///
 /// # Errors
 /// The state directory cannot be used, the address cannot be bound, or the certificate does not serve.
-pub async fn run(
+pub fn run(
     node: Node,
     config: Config,
     common: Common,
     state: watch::Sender<HostState>,
-) -> anyhow::Result<()> {
-    let listen = config.listen;
-    let host = Host::open(node, config)?;
-    host.adopt().await?;
-    let listener = TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("listen on {listen} for control ([host] listen)"))?;
-    tracing::info!(%listen, state = %host.layout.state().display(), "host: serving control");
-    let tls = common.identity.server_config(ClientCertificates::Required)?;
-    let publish = tokio::spawn(publish(Arc::clone(&host), state));
-    let served = serve(listener, api::router(host), tls, Limits::default(), common.stopped()).await;
-    publish.abort();
-    served.context("serve control")
+) -> RoleFuture<anyhow::Result<()>> {
+    Box::pin(async move {
+        let listen = config.listen;
+        let host = Host::open(node, config)?;
+        host.adopt().await?;
+        let listener = TcpListener::bind(listen)
+            .await
+            .with_context(|| format!("listen on {listen} for control ([host] listen)"))?;
+        tracing::info!(%listen, state = %host.layout.state().display(), "host: serving control");
+        let tls = common.identity.server_config(ClientCertificates::Required)?;
+        let publish = tokio::spawn(publish(Arc::clone(&host), state));
+        let served = serve(listener, api::router(host), tls, Limits::default(), common.stopped()).await;
+        publish.abort();
+        served.context("serve control")
+    })
 }
 
 /// Hands every change on. Changes that come while one is handed on are one.

@@ -33,6 +33,7 @@ pub mod store;
 pub mod view;
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,10 +56,21 @@ const AUDIT: Duration = Duration::from_secs(60);
 ///
 /// It runs on a thread of its own, so that a redirect never waits for other work of the process. That thread is born in
 /// the network namespace of the caller's thread.
-pub async fn run(
+pub fn run(
     config: NetdConfig,
     view: watch::Receiver<Arc<NetView>>,
     shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Pin<Box<dyn Future<Output = Result<(), Error>> + Send>> {
+    // In boxes, so that all of it is compiled here and not once more in each program that runs it.
+    Box::pin(on_a_thread(config, view, Box::pin(shutdown)))
+}
+
+type Shutdown = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+async fn on_a_thread(
+    config: NetdConfig,
+    view: watch::Receiver<Arc<NetView>>,
+    shutdown: Shutdown,
 ) -> Result<(), Error> {
     let (tell, told) = oneshot::channel();
     let thread = std::thread::Builder::new().name("netd".into()).spawn(move || {
@@ -80,7 +92,7 @@ pub async fn run(
 async fn serve(
     config: NetdConfig,
     mut view: watch::Receiver<Arc<NetView>>,
-    shutdown: impl Future<Output = ()>,
+    mut shutdown: Shutdown,
 ) -> Result<(), Error> {
     let socket = config.socket.clone();
     let first = view.borrow_and_update().clone();
@@ -91,7 +103,6 @@ async fn serve(
     let server = tokio::spawn(server::serve(listener, Arc::clone(&shell)));
     let mut retry = interval_at(Instant::now() + RETRY, RETRY);
     let mut audit = interval_at(Instant::now() + AUDIT, AUDIT);
-    tokio::pin!(shutdown);
     loop {
         tokio::select! {
             () = &mut shutdown => break,

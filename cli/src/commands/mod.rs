@@ -41,6 +41,7 @@ mod whoami;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use mashines_fleet::api::Machine;
@@ -176,8 +177,15 @@ struct Context<'a> {
 }
 
 /// Runs one command line (without the program's name) and gives the exit code. Everything it has to say it has said to `session`.
-pub async fn run(args: impl IntoIterator<Item = impl Into<OsString>>, session: &mut Session) -> u8 {
-    let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+pub fn run<'a>(
+    args: impl IntoIterator<Item = impl Into<OsString>>,
+    session: &'a mut Session,
+) -> Pin<Box<dyn Future<Output = u8> + Send + 'a>> {
+    // In a box, so that the whole tree is compiled here and not once more in each program that runs it.
+    Box::pin(obey(args.into_iter().map(Into::into).collect(), session))
+}
+
+async fn obey(args: Vec<OsString>, session: &mut Session) -> u8 {
     let json = wants_json(&args);
     let cli = match parse(args, session) {
         Ok(cli) => cli,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use mashines_fleet::daemon::Common;
+use mashines_fleet::daemon::{Common, RoleFuture};
 use mashines_fleet::view::View;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -42,21 +42,23 @@ const AGAIN: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// A socket failed.
-pub async fn run(address: SocketAddr, forward: Vec<SocketAddr>, common: Common) -> anyhow::Result<()> {
-    if forward.is_empty() {
-        warn!(
-            "machines are answered `.internal` names only: set `guest_dns` in [host] to the resolvers that know all others"
-        );
-    }
-    let serve = async {
-        let sockets = bind_patiently(address).await;
-        info!(%address, ?forward, "answering machines' questions for names");
-        sockets.serve(common.view.clone(), forward).await
-    };
-    tokio::select! {
-        () = common.stopped() => Ok(()),
-        ended = serve => ended,
-    }
+pub fn run(address: SocketAddr, forward: Vec<SocketAddr>, common: Common) -> RoleFuture<anyhow::Result<()>> {
+    Box::pin(async move {
+        if forward.is_empty() {
+            warn!(
+                "machines are answered `.internal` names only: set `guest_dns` in [host] to the resolvers that know all others"
+            );
+        }
+        let serve = async {
+            let sockets = bind_patiently(address).await;
+            info!(%address, ?forward, "answering machines' questions for names");
+            sockets.serve(common.view.clone(), forward).await
+        };
+        tokio::select! {
+            () = common.stopped() => Ok(()),
+            ended = serve => ended,
+        }
+    })
 }
 
 async fn bind_patiently(address: SocketAddr) -> Sockets {
