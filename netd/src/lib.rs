@@ -60,39 +60,41 @@ pub fn run(
     config: NetdConfig,
     view: watch::Receiver<Arc<NetView>>,
     shutdown: impl Future<Output = ()> + Send + 'static,
-) -> Pin<Box<dyn Future<Output = Result<(), Error>> + Send>> {
-    // In boxes, so that all of it is compiled here and not once more in each program that runs it.
-    Box::pin(on_a_thread(config, view, Box::pin(shutdown)))
+) -> Boxed<Result<(), Error>> {
+    on_a_thread(config, view, Box::pin(shutdown))
 }
 
-type Shutdown = Pin<Box<dyn Future<Output = ()> + Send>>;
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-async fn on_a_thread(
+/// Knows the types of all it is given, and answers a box: so it is compiled here, and not once more in each program that runs it.
+fn on_a_thread(
     config: NetdConfig,
     view: watch::Receiver<Arc<NetView>>,
-    shutdown: Shutdown,
-) -> Result<(), Error> {
-    let (tell, told) = oneshot::channel();
-    let thread = std::thread::Builder::new().name("netd".into()).spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let result = match runtime {
-            Ok(runtime) => runtime.block_on(serve(config, view, shutdown)),
-            Err(error) => Err(Error::Config(format!("start the runtime of netd: {error}"))),
-        };
-        // The receiver is gone only when the caller was cancelled.
-        let _ = tell.send(result);
-    });
-    if let Err(error) = thread {
-        return Err(Error::Config(format!("start the thread of netd: {error}")));
-    }
-    told.await
-        .unwrap_or_else(|_| Err(Error::Config("the thread of netd ended early; its log says why".into())))
+    shutdown: Boxed<()>,
+) -> Boxed<Result<(), Error>> {
+    Box::pin(async move {
+        let (tell, told) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("netd".into()).spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let result = match runtime {
+                Ok(runtime) => runtime.block_on(serve(config, view, shutdown)),
+                Err(error) => Err(Error::Config(format!("start the runtime of netd: {error}"))),
+            };
+            // The receiver is gone only when the caller was cancelled.
+            let _ = tell.send(result);
+        });
+        if let Err(error) = thread {
+            return Err(Error::Config(format!("start the thread of netd: {error}")));
+        }
+        told.await
+            .unwrap_or_else(|_| Err(Error::Config("the thread of netd ended early; its log says why".into())))
+    })
 }
 
 async fn serve(
     config: NetdConfig,
     mut view: watch::Receiver<Arc<NetView>>,
-    mut shutdown: Shutdown,
+    mut shutdown: Boxed<()>,
 ) -> Result<(), Error> {
     let socket = config.socket.clone();
     let first = view.borrow_and_update().clone();

@@ -181,8 +181,12 @@ pub fn run<'a>(
     args: impl IntoIterator<Item = impl Into<OsString>>,
     session: &'a mut Session,
 ) -> Pin<Box<dyn Future<Output = u8> + Send + 'a>> {
-    // In a box, so that the whole tree is compiled here and not once more in each program that runs it.
-    Box::pin(obey(args.into_iter().map(Into::into).collect(), session))
+    boxed(args.into_iter().map(Into::into).collect(), session)
+}
+
+/// Knows the types of all it is given, and answers a box: so the whole tree is compiled here, and not once more in each program that runs it.
+fn boxed(args: Vec<OsString>, session: &mut Session) -> Pin<Box<dyn Future<Output = u8> + Send + '_>> {
+    Box::pin(obey(args, session))
 }
 
 async fn obey(args: Vec<OsString>, session: &mut Session) -> u8 {
