@@ -45,15 +45,26 @@ pub fn patience(machine: &Machine) -> Duration {
 /// Connects to `address`, trying again while it refuses.
 pub async fn dial(address: SocketAddr, patience: Duration) -> Result<TcpStream, DialError> {
     let deadline = Instant::now() + patience;
+    let mut refused = None;
     loop {
+        let begun = Instant::now();
         match timeout_at(deadline, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
                 prepare(&stream).map_err(|error| DialError::Failed(address, error))?;
                 return Ok(stream);
             }
-            Ok(Err(error)) if Instant::now() + RETRY < deadline && is_passing(&error) => sleep(RETRY).await,
+            Ok(Err(error)) if Instant::now() + RETRY < deadline && is_passing(&error) => {
+                refused = Some(error);
+                sleep(RETRY).await;
+            }
             Ok(Err(error)) => return Err(DialError::Failed(address, error)),
-            Err(_elapsed) => return Err(DialError::Silent(address, patience)),
+            Err(_elapsed) => {
+                // One that refused a moment ago is not silent: it is this side that came late to its last try.
+                let refused = refused.filter(|_| begun + RETRY > deadline);
+                return Err(refused.map_or(DialError::Silent(address, patience), |error| {
+                    DialError::Failed(address, error)
+                }));
+            }
         }
     }
 }
@@ -78,4 +89,26 @@ pub fn prepare(stream: &TcpStream) -> io::Result<()> {
     setsockopt(stream, sockopt::TcpKeepInterval, &20)?;
     setsockopt(stream, sockopt::TcpKeepCount, &6)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_that_refuses_is_not_called_silent_by_who_comes_late_to_the_last_try() {
+        // Bound, and nobody listens.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        // Nothing else of this thread goes on while it sleeps, over the second try and the deadline.
+        let busy = tokio::spawn(async {
+            sleep(RETRY / 2).await;
+            std::thread::sleep(RETRY * 2);
+        });
+        let error = dial(socket.local_addr().unwrap(), RETRY * 3 / 2).await.unwrap_err();
+        let refused =
+            matches!(&error, DialError::Failed(_, e) if e.kind() == io::ErrorKind::ConnectionRefused);
+        assert!(refused, "{error}");
+        busy.await.unwrap();
+    }
 }

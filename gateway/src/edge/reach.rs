@@ -52,12 +52,19 @@ impl Edge {
         let patience = if runs { REFUSING } else { STARTING };
         let deadline = Instant::now() + patience;
         let machine = if runs { Arc::clone(machine) } else { self.up(machine, service).await? };
+        let mut refused = None;
         loop {
+            let begun = Instant::now();
             let error = match timeout_at(deadline, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => return self.prepared(stream, &machine),
                 Ok(Err(error)) if dial::is_passing(&error) => error,
                 Ok(Err(error)) => return Err(unreachable(&machine, port, &error)),
-                Err(_late) => return Err(silent(&machine, port)),
+                Err(_late) => {
+                    // One that refused a moment ago is not silent: it is this side that came late to its last try.
+                    let refused = refused.filter(|_| begun + RETRY > deadline);
+                    let why = refused.map(|error| unreachable(&machine, port, &error));
+                    return Err(why.unwrap_or_else(|| silent(&machine, port)));
+                }
             };
             if let Some(why) = self.sites().machine(&machine.id).and_then(|now| not_running(&now.machine)) {
                 return Err(stands(&why));
@@ -65,6 +72,7 @@ impl Edge {
             if Instant::now() + RETRY >= deadline {
                 return Err(unreachable(&machine, port, &error));
             }
+            refused = Some(error);
             sleep(RETRY).await;
         }
     }
