@@ -53,16 +53,21 @@ impl Share {
 /// A port that nothing listens on, by TCP or UDP, until whoever asked does: no other test's process is given it while this one lives, and this one
 /// is given it once.
 pub fn free_port() -> u16 {
+    free_ports(1)
+}
+
+/// So many in a row; the first of them.
+pub fn free_ports(count: u16) -> u16 {
     static SHARES_HELD: Mutex<Vec<Share>> = Mutex::new(Vec::new());
     let mut held = SHARES_HELD.lock().unwrap();
     loop {
-        match held.last_mut().filter(|share| share.next < share.end) {
+        match held.last_mut().filter(|share| share.next + count <= share.end) {
             None => held.push(Share::take()),
             Some(share) => {
-                let port = share.next;
-                share.next += 1;
-                if is_free(port) {
-                    return port;
+                let first = share.next;
+                share.next += count;
+                if (first..first + count).all(is_free) {
+                    return first;
                 }
             }
         }

@@ -19,7 +19,7 @@ use mashines_fleet::rpc;
 use mashines_fleet::view::{Batch, Change, View};
 use mashines_gateway::{Config, Doors};
 use serde_json::{Value, json};
-pub use support::free_port;
+pub use support::{free_port, free_ports};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
@@ -113,7 +113,8 @@ impl Stage {
         for name in ["ann", "bob", "stranger", "ca", "machine_host_key"] {
             run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-C", "", "-f", at(name).to_str().unwrap()]);
         }
-        let machine_port = free_port();
+        // OpenSSH's own scripts use the two behind it, too.
+        let machine_port = free_ports(3);
         let sshd = start_sshd(directory.path(), machine_port, "").await;
 
         let ca = Ca::create("test").unwrap();
